@@ -1,0 +1,1 @@
+"""Volary command line."""

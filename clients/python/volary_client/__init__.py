@@ -1,0 +1,1 @@
+"""Volary client: typed sync and async clients of every service."""

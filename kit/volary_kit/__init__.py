@@ -1,0 +1,1 @@
+"""What all Volary services share; it knows no service by name."""

@@ -1,0 +1,1 @@
+"""Volary gateway: drive Envoy and keep the evidence of each step."""

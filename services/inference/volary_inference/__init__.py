@@ -1,0 +1,1 @@
+"""Volary inference: serve the Open Inference Protocol V2."""

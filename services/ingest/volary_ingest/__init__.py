@@ -1,0 +1,1 @@
+"""Volary ingest: pull sources idempotently, under a contract."""

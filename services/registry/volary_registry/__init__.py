@@ -1,0 +1,1 @@
+"""Volary registry: say what is in production, trained when, on what, against the previous."""

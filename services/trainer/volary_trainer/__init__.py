@@ -1,0 +1,1 @@
+"""Volary trainer: train a model from one file, repeatably."""

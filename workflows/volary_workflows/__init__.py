@@ -1,0 +1,1 @@
+"""Volary workflows: retrain, evaluate, shadow, canary, roll out, roll back."""
