@@ -1,0 +1,56 @@
+"""Counters of every call, and the port on which Prometheus reads them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import HTTPServer
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import start_http_server
+
+# 0.5 ms to 30 s: the shortest default deadline is seconds, the shortest call a cached read
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class CallMetrics:
+    """The metrics of calls, registered once per registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.started = Counter(
+            "volary_rpc_started_total", "Calls that began", ["method"], registry=registry
+        )
+        self.finished = Counter(
+            "volary_rpc_finished_total", "Calls that ended", ["method", "code"], registry=registry
+        )
+        self.seconds = Histogram(
+            "volary_rpc_seconds", "Time of a call", ["method"], registry=registry, buckets=BUCKETS_S
+        )
+        self.running = Gauge(
+            "volary_rpc_running", "Calls in flight", ["method"], registry=registry
+        )
+
+
+def serve_metrics(
+    host: str,
+    port: int,
+    registry: CollectorRegistry = REGISTRY,
+    certificate: tuple[str, str] | None = None,
+) -> Callable[[], None]:
+    """Serve `/metrics` on a thread of its own; return what closes it.
+
+    `certificate` is (certificate file, key file) and turns TLS on.
+    """
+    server: HTTPServer
+    thread: threading.Thread
+    if certificate is None:
+        server, thread = start_http_server(port, host, registry)
+    else:
+        server, thread = start_http_server(port, host, registry, *certificate)
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close

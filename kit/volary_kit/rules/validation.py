@@ -1,0 +1,130 @@
+"""What a request must look like: the rules of its .proto, and no NaN anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import protovalidate
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from volary_kit.calls import Call
+from volary_kit.errors import Internal, InvalidArgument
+from volary_kit.rules.chain import Rule
+
+FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
+Check = Callable[[Message], str | None]
+
+
+class Validation(Rule):
+    """Check each request message against the `buf.validate` rules of its .proto."""
+
+    def __init__(self) -> None:
+        self._validator = protovalidate.Validator()
+
+    def received(self, call: Call, request: Message) -> None:
+        path = nan_path(request)
+        if path is not None:
+            raise InvalidArgument("NOT_A_NUMBER", "NaN is not accepted", field=path)
+        try:
+            violations = self._validator.collect_violations(request)
+        except (protovalidate.CompilationError, protovalidate.EvaluationError) as error:
+            raise Internal("VALIDATION_RULE_BROKEN", f"{call.method}: {error}") from error
+        if violations:
+            raise invalid(violations)
+
+
+def invalid(violations: Iterable[protovalidate.Violation]) -> InvalidArgument:
+    """Return one error that names every field which breaks a rule."""
+    found = {field_path(violation): violation.proto.message for violation in violations}
+    field, text = next(iter(found.items()))
+    return InvalidArgument("INVALID_REQUEST", f"{field}: {text}", violations=found)
+
+
+def field_path(violation: protovalidate.Violation) -> str:
+    """Return the path of a violation, as `steps[0].weight`."""
+    parts: list[str] = []
+    for element in violation.proto.field.elements:
+        which = element.WhichOneof("subscript")
+        subscript = "" if which is None else f"[{getattr(element, which)}]"
+        parts.append(element.field_name + subscript)
+    return ".".join(parts) or "request"
+
+
+def decoded(kind: type[Message], data: bytes) -> Message:
+    """Parse a request; malformed bytes are the caller's fault, not INTERNAL as gRPC has it."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        text = f"the bytes are no valid {kind.DESCRIPTOR.full_name}"
+        raise InvalidArgument("MALFORMED_REQUEST", text) from None
+
+
+def nan_path(message: Message) -> str | None:
+    """Return the path of a NaN in the message, None if there is none."""
+    if not may_hold_floats(message.DESCRIPTOR):
+        return None
+    for field, value in message.ListFields():
+        path = _nan_in_field(field, value)
+        if path is not None:
+            return path
+    return None
+
+
+def _nan_in_field(field: FieldDescriptor, value: object) -> str | None:
+    if field.cpp_type in FLOATS:
+        return field.name if _holds_nan(value if field.is_repeated else (value,)) else None
+    if field.message_type is None or not may_hold_floats(field.message_type):
+        return None
+    if not field.is_repeated:
+        return _below(field.name, value)
+    if field.message_type.GetOptions().map_entry:
+        return _nan_in_map(field, value)
+    for index, element in enumerate(value):  # pyright: ignore[reportArgumentType]
+        path = _below(f"{field.name}[{index}]", element)
+        if path is not None:
+            return path
+    return None
+
+
+def _nan_in_map(field: FieldDescriptor, value: object) -> str | None:
+    of_messages = field.message_type.fields_by_name["value"].message_type is not None
+    for key, element in value.items():  # pyright: ignore[reportAttributeAccessIssue]
+        where = f"{field.name}[{key!r}]"
+        if of_messages:
+            path = _below(where, element)
+            if path is not None:
+                return path
+        elif _holds_nan((element,)):
+            return where
+    return None
+
+
+def _below(where: str, message: object) -> str | None:
+    inner = nan_path(message)  # pyright: ignore[reportArgumentType]
+    return None if inner is None else f"{where}.{inner}"
+
+
+def _holds_nan(values: Iterable[float]) -> bool:
+    # a NaN makes the sum NaN, at the speed of C; inf - inf does too, so look again then
+    total = sum(values)
+    return total != total and any(value != value for value in values)  # noqa: PLR0124
+
+
+@cache
+def may_hold_floats(descriptor: Descriptor) -> bool:
+    """Say whether a message of this type can hold a float at any depth."""
+    seen: set[str] = set()
+    pending = [descriptor]
+    while pending:
+        current = pending.pop()
+        if current.full_name in seen:
+            continue
+        seen.add(current.full_name)
+        for field in current.fields:
+            if field.cpp_type in FLOATS:
+                return True
+            if field.message_type is not None:
+                pending.append(field.message_type)
+    return False
