@@ -32,5 +32,6 @@ def descriptor_set() -> bytes:
 @cache
 def methods() -> dict[str, MethodRow]:
     """Return the policy row of each RPC, keyed by `/package.Service/Method`."""
-    rows: dict[str, MethodRow] = json.loads((resources.files(__name__) / "methods.json").read_text())
+    text = (resources.files(__name__) / "methods.json").read_text()
+    rows: dict[str, MethodRow] = json.loads(text)
     return rows

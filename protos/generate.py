@@ -1,4 +1,4 @@
-"""Build hook: turn the .proto files into Python, typed stubs, `contract.binpb` and `methods.json`."""
+"""Build hook: turn the .proto files into Python, stubs, `contract.binpb` and `methods.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GenerateHook(BuildHookInterface[Any]):
 
     PLUGIN_NAME = "custom"
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 hatchling's
         generate()
 
 

@@ -24,8 +24,12 @@ from volary_kit.timestamps import MICROS, duration_from_us, duration_us
 M = TypeVar("M", bound=Message)
 DOMAIN = "volary.dev"
 DETAILS_KEY = "grpc-status-details-bin"
-MAX_TEXT = 1_024  # a status travels in HTTP/2 headers, whose usual bound is 8 KiB for all
-MAX_VIOLATIONS = 16
+# a status travels in HTTP/2 headers, whose usual bound is 8 KiB for all of them: the message
+# goes twice (grpc-message, details), 1.5 KiB; 12 violations of 2 x 160 bytes, 3.8 KiB
+MAX_MESSAGE = 768
+MAX_TEXT = 160
+MAX_VIOLATIONS = 12
+MAX_METADATA = 12
 REDACTED = "an internal error happened; quote the error id when you report it"
 
 CODES: dict[type[VolaryError], int] = {
@@ -69,15 +73,15 @@ def status_of(error: VolaryError) -> Status:
     code = code_of(error)
     if code == code_pb2.INTERNAL:
         return _redacted(error)
-    status = Status(code=code, message=error.message[:MAX_TEXT])
+    status = Status(code=code, message=error.message[:MAX_MESSAGE])
     info = ErrorInfo(reason=error.reason, domain=DOMAIN)
-    for key, value in error.metadata.items():
+    for key, value in list(error.metadata.items())[:MAX_METADATA]:
         info.metadata[key] = str(value)[:MAX_TEXT]
     _attach(status, info)
     if error.violations:
         shown = list(error.violations.items())[:MAX_VIOLATIONS]
         rows = [
-            BadRequest.FieldViolation(field=field, description=text[:MAX_TEXT])
+            BadRequest.FieldViolation(field=field[:MAX_TEXT], description=text[:MAX_TEXT])
             for field, text in shown
         ]
         _attach(status, BadRequest(field_violations=rows))
@@ -152,3 +156,8 @@ def _parts(failure: grpc.RpcError) -> tuple[int, str, Iterable[tuple[str, str | 
     code = failure.code()
     number = code_pb2.UNKNOWN if code is None else int(code.value[0])
     return number, failure.details() or "", failure.trailing_metadata() or ()
+
+
+def code_name(error: VolaryError) -> str:
+    """Return the name of an error's code, as `NOT_FOUND`."""
+    return code_pb2.Code.Name(code_of(error))

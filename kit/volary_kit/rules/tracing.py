@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from volary_kit.calls import Call
@@ -43,3 +44,11 @@ class Tracing(Rule):
         span: SpanHandle | None = call.span
         if span is not None:
             span.end(outcome.code, outcome.error)
+
+
+class ClientTracer(Protocol):
+    """Begin the span of an outgoing call."""
+
+    def client_span(self, method: str) -> tuple[SpanHandle, Mapping[str, str]]:
+        """Begin a span as child of the current one; return it with the headers that carry it."""
+        ...

@@ -105,7 +105,7 @@ class RouteName:
     def parse(cls, text: str) -> Self | None:
         """Return the parts of a route name, None when it is not one."""
         parts = text.split("/")
-        if len(parts) != 4 or not parts[3].isdigit():  # noqa: PLR2004
+        if len(parts) != 4 or not parts[3].isdigit():
             return None
         model, rollout, step, generation = parts
         return cls(model, _some(rollout), _some(step), int(generation))

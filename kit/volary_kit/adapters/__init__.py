@@ -1,0 +1,1 @@
+"""Two thin adapters that bind the rules to the four RPC shapes: grpc.aio and threads."""

@@ -1,0 +1,1 @@
+"""What gateway decides; no gRPC, SQL or Envoy message in here."""

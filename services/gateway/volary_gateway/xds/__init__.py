@@ -1,0 +1,1 @@
+"""Envoy's configuration as immutable data, and the protocol that carries it."""

@@ -1,0 +1,165 @@
+"""Clusters and endpoints: one pair a version, one for any replica, one a service."""
+
+# pyright: reportAttributeAccessIssue=false
+# (xds-protos ships no type stubs)
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
+from envoy.config.core.v3 import address_pb2, health_check_pb2, protocol_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.extensions.transport_sockets.internal_upstream.v3 import internal_upstream_pb2
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.v3 import percent_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+
+from volary_gateway.xds.edge import SHADOW_CLUSTER
+from volary_gateway.xds.packing import address, ads, pack, seconds
+
+Cluster = cluster_pb2.Cluster
+MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first would hide it
+MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
+RETRY_BUDGET_PERCENT = 20.0
+CONNECT_TIMEOUT_S = 0.5
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+SHADOW_LISTENER = "shadow"
+
+
+def replica_cluster(name: str) -> Cluster:
+    """Return a cluster whose endpoints are the replicas that report it ready.
+
+    Replies of a failing version never eject its hosts: that would hide from the judge what
+    the version does. Only what the host itself does wrong ejects it, and briefly, since a
+    replica is back in seconds.
+    """
+    return Cluster(
+        name=name,
+        type=Cluster.EDS,
+        eds_cluster_config=Cluster.EdsClusterConfig(eds_config=ads()),
+        connect_timeout=seconds(CONNECT_TIMEOUT_S),
+        lb_policy=Cluster.LEAST_REQUEST,
+        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
+        circuit_breakers=_breakers(),
+        outlier_detection=_ejection(),
+        health_checks=[_health_check()],
+        ignore_health_on_host_removal=True,
+        common_lb_config=_no_panic(),
+    )
+
+
+def endpoints(name: str, addresses: Iterable[str]) -> endpoint_pb2.ClusterLoadAssignment:
+    """Return the endpoints of a cluster, in order of address."""
+    group = endpoint_components_pb2.LocalityLbEndpoints(
+        lb_endpoints=[_endpoint(address_pb2.Address(**address(at))) for at in sorted(addresses)]
+    )
+    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=[group])
+
+
+def fixed_cluster(name: str, host_port: str) -> Cluster:
+    """Return a cluster of one known address; a host name is resolved."""
+    return Cluster(
+        name=name,
+        type=Cluster.STATIC if _is_ip(host_port) else Cluster.STRICT_DNS,
+        connect_timeout=seconds(CONNECT_TIMEOUT_S),
+        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
+        circuit_breakers=_breakers(),
+        common_lb_config=_no_panic(),
+        load_assignment=endpoints(name, [host_port]),
+    )
+
+
+def shadow_cluster() -> Cluster:
+    """Return the way into the listener inside Envoy through which copies go."""
+    inside = address_pb2.Address(
+        envoy_internal_address=address_pb2.EnvoyInternalAddress(
+            server_listener_name=SHADOW_LISTENER
+        )
+    )
+    group = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[_endpoint(inside)])
+    cluster = Cluster(
+        name=SHADOW_CLUSTER,
+        type=Cluster.STATIC,
+        connect_timeout=seconds(CONNECT_TIMEOUT_S),
+        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
+        circuit_breakers=_breakers(),
+        common_lb_config=_no_panic(),
+        load_assignment=endpoint_pb2.ClusterLoadAssignment(
+            cluster_name=SHADOW_CLUSTER, endpoints=[group]
+        ),
+    )
+    plain = internal_upstream_pb2.InternalUpstreamTransport()
+    plain.transport_socket.name = "envoy.transport_sockets.raw_buffer"
+    plain.transport_socket.typed_config.CopyFrom(pack(raw_buffer_pb2.RawBuffer()))
+    cluster.transport_socket.name = "envoy.transport_sockets.internal_upstream"
+    cluster.transport_socket.typed_config.CopyFrom(pack(plain))
+    return cluster
+
+
+def _endpoint(at: address_pb2.Address) -> endpoint_components_pb2.LbEndpoint:
+    return endpoint_components_pb2.LbEndpoint(endpoint=endpoint_components_pb2.Endpoint(address=at))
+
+
+def _http2() -> AnyMessage:
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.explicit_http_config.http2_protocol_options.CopyFrom(
+        protocol_pb2.Http2ProtocolOptions()
+    )
+    return pack(options)
+
+
+def _no_panic() -> Cluster.CommonLbConfig:
+    """Never send to hosts known to be bad: the default sends to all below 50 %."""
+    return Cluster.CommonLbConfig(healthy_panic_threshold=percent_pb2.Percent(value=0))
+
+
+def _breakers() -> circuit_breaker_pb2.CircuitBreakers:
+    limits = circuit_breaker_pb2.CircuitBreakers.Thresholds(
+        max_connections=UInt32Value(value=MAX_REQUESTS),
+        max_pending_requests=UInt32Value(value=MAX_REQUESTS),
+        max_requests=UInt32Value(value=MAX_REQUESTS),
+    )
+    limits.retry_budget.budget_percent.value = RETRY_BUDGET_PERCENT
+    limits.retry_budget.min_retry_concurrency.value = MIN_RETRY_CONCURRENCY
+    return circuit_breaker_pb2.CircuitBreakers(thresholds=[limits])
+
+
+def _ejection() -> outlier_detection_pb2.OutlierDetection:
+    return outlier_detection_pb2.OutlierDetection(
+        interval=seconds(0.5),
+        base_ejection_time=seconds(1),
+        max_ejection_time=seconds(5),
+        max_ejection_percent=UInt32Value(value=100),
+        split_external_local_origin_errors=True,
+        consecutive_local_origin_failure=UInt32Value(value=3),
+        enforcing_consecutive_local_origin_failure=UInt32Value(value=100),
+        enforcing_local_origin_success_rate=UInt32Value(value=0),
+        enforcing_consecutive_5xx=UInt32Value(value=0),
+        enforcing_consecutive_gateway_failure=UInt32Value(value=0),
+        enforcing_success_rate=UInt32Value(value=0),
+    )
+
+
+def _health_check() -> health_check_pb2.HealthCheck:
+    return health_check_pb2.HealthCheck(
+        timeout=seconds(1),
+        interval=seconds(1),
+        no_traffic_interval=seconds(30),
+        unhealthy_interval=seconds(0.5),
+        unhealthy_threshold=UInt32Value(value=2),
+        healthy_threshold=UInt32Value(value=1),
+        reuse_connection=BoolValue(value=True),
+        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(),
+    )
+
+
+def _is_ip(host_port: str) -> bool:
+    try:
+        ipaddress.ip_address(host_port.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,223 @@
+"""The listeners: one for clients and one inside Envoy for copies.
+
+Nothing in here depends on traffic, so a rollout never touches a listener.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (xds-protos ships no type stubs)
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from envoy.config.core.v3 import address_pb2, base_pb2
+from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.trace.v3 import http_tracer_pb2, opentelemetry_pb2
+from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2 as extraction_pb2
+from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
+from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+
+from volary_gateway.xds.clusters import SHADOW_LISTENER
+from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
+from volary_gateway.xds.logs import attempt_log, refusal_log
+from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
+from volary_gateway.xds.routes import SCOPE_HEADER
+from volary_gateway.xds.scripts import admission, routing, version_field
+
+Hcm = http_connection_manager_pb2.HttpConnectionManager
+HttpFilter = http_connection_manager_pb2.HttpFilter
+EDGE_LISTENER = "edge"
+MAX_MESSAGE_BYTES = 68 << 20  # 64 MiB of message and its framing
+MAX_HEADERS_KIB = 60
+JWT_CACHE = 4_096
+ISSUER = "volary"
+
+
+def edge_listener(edge: Edge) -> listener_pb2.Listener:
+    """Return the one address of clients."""
+    at = address_pb2.Address(**address(edge.listen))
+    listener = _listener(EDGE_LISTENER, at, _edge_connections(edge))
+    listener.per_connection_buffer_limit_bytes.CopyFrom(UInt32Value(value=MAX_MESSAGE_BYTES))
+    return listener
+
+
+def shadow_listener() -> listener_pb2.Listener:
+    """Return the listener through which copies go, so that each attempt is logged.
+
+    Envoy's own mirror writes no log of its attempts. The cluster is the one that the mirror
+    policy names in a header, so this listener never changes either.
+    """
+    inside = address_pb2.Address(
+        envoy_internal_address=address_pb2.EnvoyInternalAddress(
+            server_listener_name=SHADOW_LISTENER
+        )
+    )
+    listener = _listener(SHADOW_LISTENER, inside, _shadow_connections())
+    listener.internal_listener.CopyFrom(listener_pb2.Listener.InternalListenerConfig())
+    return listener
+
+
+def _listener(name: str, at: address_pb2.Address, connections: Hcm) -> listener_pb2.Listener:
+    network = listener_components_pb2.Filter(
+        name="envoy.filters.network.http_connection_manager", typed_config=pack(connections)
+    )
+    chain = listener_components_pb2.FilterChain(filters=[network])
+    return listener_pb2.Listener(name=name, address=at, filter_chains=[chain])
+
+
+def _edge_connections(edge: Edge) -> Hcm:
+    connections = Hcm(
+        stat_prefix=EDGE_LISTENER,
+        codec_type=Hcm.AUTO,
+        scoped_routes=_scopes(),
+        http_filters=_filters(edge),
+        use_remote_address=BoolValue(value=True),
+        # the request key is ours: a caller's own id would pair replies that are not one
+        generate_request_id=BoolValue(value=True),
+        preserve_external_request_id=False,
+        always_set_request_id_in_response=True,
+        max_request_headers_kb=UInt32Value(value=MAX_HEADERS_KIB),
+        stream_idle_timeout=seconds(0),  # every method has its own deadline
+        access_log=[refusal_log()],
+    )
+    connections.early_header_mutation_extensions.add(
+        name="envoy.http.early_header_mutation.header_mutation",
+        typed_config=pack(_forged_headers()),
+    )
+    if edge.otlp:
+        connections.tracing.CopyFrom(_tracing())
+    return connections
+
+
+def _shadow_connections() -> Hcm:
+    action = route_components_pb2.RouteAction(
+        cluster_header="volary-cluster", timeout=seconds(0)
+    )
+    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(seconds(0))
+    route = route_components_pb2.Route(
+        name="shadow", match=route_components_pb2.RouteMatch(prefix="/"), route=action
+    )
+    host = route_components_pb2.VirtualHost(name="shadow", domains=["*"], routes=[route])
+    return Hcm(
+        stat_prefix=SHADOW_LISTENER,
+        codec_type=Hcm.HTTP2,
+        route_config=route_pb2.RouteConfiguration(name="shadow", virtual_hosts=[host]),
+        http_filters=[_router(traced=False)],
+        # a copy keeps its primary's request key
+        generate_request_id=BoolValue(value=False),
+        preserve_external_request_id=True,
+        max_request_headers_kb=UInt32Value(value=MAX_HEADERS_KIB + 4),
+        stream_idle_timeout=seconds(0),
+    )
+
+
+def _scopes() -> http_connection_manager_pb2.ScopedRoutes:
+    scoped = http_connection_manager_pb2.ScopedRoutes(
+        name="models", rds_config_source=ads(), scoped_rds={"scoped_rds_config_source": ads()}
+    )
+    fragment = scoped.scope_key_builder.fragments.add()
+    fragment.header_value_extractor.name = SCOPE_HEADER
+    fragment.header_value_extractor.index = 0
+    return scoped
+
+
+def _forged_headers() -> header_mutation_pb2.HeaderMutation:
+    """Remove every `volary-*` header that a client sent, before the first filter."""
+    mutations = header_mutation_pb2.HeaderMutation()
+    mutations.mutations.add().remove_on_match.key_matcher.prefix = "volary-"
+    return mutations
+
+
+def _filters(edge: Edge) -> list[HttpFilter]:
+    services = edge.services.keys()
+    return [
+        _filter("envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()),
+        _filter("envoy.filters.http.jwt_authn", _credentials(edge)),
+        _script("volary.admit", admission(edge.methods)),
+        _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
+        _script("envoy.filters.http.lua", routing(edge.methods, services)),
+        _router(traced=bool(edge.otlp)),
+    ]
+
+
+def _filter(name: str, config: Message) -> HttpFilter:
+    return HttpFilter(name=name, typed_config=pack(config))
+
+
+def _script(name: str, text: str) -> HttpFilter:
+    source = base_pb2.DataSource(inline_string=text)
+    return _filter(name, lua_pb2.Lua(default_source_code=source))
+
+
+def _router(*, traced: bool) -> HttpFilter:
+    return _filter(
+        "envoy.filters.http.router",
+        router_pb2.Router(start_child_span=traced, upstream_log=[attempt_log()]),
+    )
+
+
+def _credentials(edge: Edge) -> jwt_pb2.JwtAuthentication:
+    """Verify API keys here and let them through: the replica verifies them again."""
+    provider = jwt_pb2.JwtProvider(
+        issuer=ISSUER,
+        local_jwks=base_pb2.DataSource(inline_string=edge.jwks),
+        forward=True,
+        require_expiration=True,
+        from_headers=[
+            jwt_pb2.JwtHeader(name="x-api-key"),
+            jwt_pb2.JwtHeader(name="authorization", value_prefix="Bearer "),
+        ],
+        claim_to_headers=[
+            jwt_pb2.JwtClaimToHeader(header_name="volary-project", claim_name="prj"),
+            jwt_pb2.JwtClaimToHeader(header_name="volary-principal", claim_name="sub"),
+        ],
+        jwt_cache_config=jwt_pb2.JwtCacheConfig(jwt_cache_size=JWT_CACHE),
+    )
+    rules = [_open(method) for method in edge.methods if method.is_anonymous]
+    everything = route_components_pb2.RouteMatch(prefix="/")
+    needed = jwt_pb2.JwtRequirement(provider_name=ISSUER)
+    rules.append(jwt_pb2.RequirementRule(match=everything, requires=needed))
+    return jwt_pb2.JwtAuthentication(providers={ISSUER: provider}, rules=rules)
+
+
+def _open(method: Method) -> jwt_pb2.RequirementRule:
+    return jwt_pb2.RequirementRule(match=route_components_pb2.RouteMatch(path=method.path))
+
+
+def _extraction(edge: Edge) -> extraction_pb2.GrpcFieldExtractionConfig:
+    return extraction_pb2.GrpcFieldExtractionConfig(
+        descriptor_set=base_pb2.DataSource(inline_bytes=edge.descriptor_set),
+        extractions_by_method={
+            method.full_name: _fields(method)
+            for method in edge.methods
+            if method.kind is not RouteKind.DEFAULT
+        },
+    )
+
+
+def _fields(method: Method) -> extraction_pb2.FieldExtractions:
+    names: Iterable[str] = filter(None, (method.field, version_field(method)))
+    wanted = extraction_pb2.RequestFieldValueDisposition()
+    return extraction_pb2.FieldExtractions(request_field_extractions=dict.fromkeys(names, wanted))
+
+
+def _tracing() -> Hcm.Tracing:
+    telemetry = opentelemetry_pb2.OpenTelemetryConfig(
+        grpc_service=grpc_cluster(TELEMETRY_CLUSTER, timeout_s=1), service_name="envoy"
+    )
+    tracing = Hcm.Tracing(spawn_upstream_span=BoolValue(value=True))
+    tracing.provider.CopyFrom(
+        http_tracer_pb2.Tracing.Http(
+            name="envoy.tracers.opentelemetry", typed_config=pack(telemetry)
+        )
+    )
+    return tracing

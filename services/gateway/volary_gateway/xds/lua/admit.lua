@@ -1,0 +1,55 @@
+-- Before the message is read: which methods exist, for how long they may run, and that the
+-- message can be read at all. After the reply: an error that Envoy itself made gets ErrorInfo.
+local UNITS = {H = 3600000, M = 60000, S = 1000, m = 1, u = 0.001, n = 0.000001}
+local NAMES = {
+  [4] = "DEADLINE_EXCEEDED", [8] = "EDGE_LIMIT", [12] = "METHOD_UNKNOWN",
+  [14] = "UPSTREAM_UNAVAILABLE", [16] = "CREDENTIAL_INVALID",
+}
+
+local function deadline(headers, method)
+  if method.default == 0 then
+    return
+  end
+  local amount, unit = string.match(headers:get("grpc-timeout") or "", "^(%d+)([HMSmun])$")
+  local asked = amount and tonumber(amount) * UNITS[unit] or method.default
+  if amount == nil or asked > method.max then
+    headers:replace("grpc-timeout", string.format("%dm", math.min(asked, method.max)))
+  end
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local path = headers:get(":path") or ""
+  local method = METHODS[path]
+  if method == nil then
+    refuse(handle, 12, "the method is not served here", "METHOD_UNKNOWN",
+      {method = printable(path)})
+    return
+  end
+  deadline(headers, method)
+  if headers:get("volary-project") == nil then
+    headers:replace("volary-project", "default")
+  end
+  if method.kind == "default" then
+    headers:replace("volary-scope", "-")
+    handle:clearRouteCache()
+    return
+  end
+  local encoding = headers:get("grpc-encoding")
+  if encoding ~= nil and encoding ~= "identity" then
+    refuse(handle, 12, "a compressed message cannot be routed: send it as it is",
+      "COMPRESSION_UNSUPPORTED", {encoding = printable(encoding)},
+      {["grpc-accept-encoding"] = "identity"})
+  end
+end
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local code = tonumber(headers:get("grpc-status") or "0")
+  if code == nil or code == 0 or headers:get("grpc-status-details-bin") ~= nil then
+    return
+  end
+  local text = printable(headers:get("grpc-message") or "")
+  local reason = NAMES[code] or "EDGE_REFUSED"
+  headers:replace("grpc-status-details-bin", details(handle, code, text, reason, {}))
+end

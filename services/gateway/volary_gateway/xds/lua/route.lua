@@ -1,0 +1,62 @@
+-- After the first message is read: the model or operation that it names becomes the scope.
+local EXTRACTED = "envoy.filters.http.grpc_field_extraction"
+
+local function first(value)
+  if type(value) == "table" then
+    value = value[1]
+  end
+  if value == nil then
+    return ""
+  end
+  return tostring(value)
+end
+
+local function to_service(handle, headers, name)
+  local service = string.match(name, "^projects/[^/]+/operations/([a-z]+)[./]?")
+  if service == nil or SERVICES[service] == nil then
+    refuse(handle, 5, "the operation does not exist", "OPERATION_NOT_FOUND",
+      {operation = printable(name)})
+    return
+  end
+  headers:replace("volary-service", service)
+  headers:replace("volary-scope", "-")
+  handle:clearRouteCache()
+end
+
+local function to_model(handle, headers, method, fields)
+  local model = first(fields[method.field])
+  if model == "" then
+    refuse(handle, 3, "the call names no model", "MODEL_NAME_EMPTY", {field = method.field})
+    return
+  end
+  local project = headers:get("volary-project")
+  headers:replace("volary-model", printable(model))
+  headers:replace("volary-kind", method.kind)
+  headers:replace("volary-scope", project .. "/" .. printable(model))
+  local pinned = first(fields[method.version])
+  if pinned ~= "" and pinned ~= "0" then
+    headers:replace("volary-pinned", printable(pinned))
+  end
+  handle:clearRouteCache()
+  local route = handle:metadata()
+  if route:get("known") == nil then
+    refuse(handle, 5, "the model does not exist", "MODEL_NOT_FOUND", {model = printable(model)})
+  elseif route:get("refuse") ~= nil then
+    refuse(handle, 3, "the call lacks the header that the split is keyed by",
+      "STICKY_KEY_MISSING", {model = printable(model)})
+  end
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local method = METHODS[headers:get(":path") or ""]
+  if method == nil or method.kind == "default" then
+    return
+  end
+  local fields = handle:streamInfo():dynamicMetadata():get(EXTRACTED) or {}
+  if method.kind == "operation" then
+    to_service(handle, headers, first(fields["name"]))
+  else
+    to_model(handle, headers, method, fields)
+  end
+end

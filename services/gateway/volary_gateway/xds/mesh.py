@@ -1,0 +1,133 @@
+"""From the state of the mesh to the snapshot that Envoy gets."""
+
+# pyright: reportAttributeAccessIssue=false
+# (xds-protos ships no type stubs)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from envoy.service.runtime.v3 import rtds_pb2
+
+from volary_gateway.domain.names import VersionName
+from volary_gateway.domain.traffic import Cause, Traffic
+from volary_gateway.xds import snapshot as xds
+from volary_gateway.xds.clusters import (
+    endpoints,
+    fixed_cluster,
+    replica_cluster,
+    shadow_cluster,
+)
+from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
+from volary_gateway.xds.listener import edge_listener, shadow_listener
+from volary_gateway.xds.routes import (
+    ModelRoutes,
+    default_routes,
+    default_scope,
+    model_routes,
+    model_scope,
+    runtime_prefix,
+    service_cluster,
+)
+from volary_gateway.xds.snapshot import Resource, Snapshot, resource
+
+RUNTIME_LAYER = "volary"
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """What serves and where: traffic by model, addresses of the replicas by version."""
+
+    edge: Edge
+    traffic: tuple[Traffic, ...] = ()
+    ready: Mapping[VersionName, tuple[str, ...]] = field(default_factory=dict)
+    replicas: tuple[str, ...] = ()
+
+
+def snapshot_of(mesh: Mesh) -> Snapshot:
+    """Build the snapshot of a mesh; a pure function, so a restart gives the same version."""
+    clusters = _clusters(mesh)
+    return Snapshot.of(
+        {
+            xds.CLUSTER: clusters.values(),
+            xds.ENDPOINTS: _endpoints(mesh, clusters),
+            xds.LISTENER: [
+                resource("edge", edge_listener(mesh.edge)),
+                resource("shadow", shadow_listener()),
+            ],
+            xds.ROUTES: _routes(mesh),
+            xds.SCOPE: _scopes(mesh),
+            xds.RUNTIME: [resource(RUNTIME_LAYER, _runtime(mesh))],
+        }
+    )
+
+
+def _serving(mesh: Mesh) -> list[Traffic]:
+    """Return the traffic that has somewhere to go."""
+    return sorted((t for t in mesh.traffic if t.weights), key=lambda t: t.model)
+
+
+def _versions(mesh: Mesh) -> list[VersionName]:
+    """Return the versions that have a cluster: ready somewhere, or pointed at by traffic."""
+    pointed = {VersionName.of(t.model, v) for t in _serving(mesh) for v in t.versions}
+    return sorted(pointed | mesh.ready.keys())
+
+
+def _clusters(mesh: Mesh) -> dict[str, Resource]:
+    built = [replica_cluster(version.cluster) for version in _versions(mesh)]
+    built += [replica_cluster(INFERENCE_CLUSTER), shadow_cluster()]
+    built += [
+        fixed_cluster(service_cluster(service), at) for service, at in mesh.edge.services.items()
+    ]
+    if mesh.edge.otlp:
+        built.append(fixed_cluster(TELEMETRY_CLUSTER, mesh.edge.otlp))
+    return {cluster.name: resource(cluster.name, cluster) for cluster in built}
+
+
+def _endpoints(mesh: Mesh, clusters: Mapping[str, Resource]) -> list[Resource]:
+    """Return the endpoints; each changes with its cluster.
+
+    A changed cluster warms until its endpoints are sent again: 15 s of nothing otherwise.
+    """
+    at = {version.cluster: mesh.ready.get(version, ()) for version in _versions(mesh)}
+    at[INFERENCE_CLUSTER] = mesh.replicas
+    return [
+        resource(name, endpoints(name, addresses), salt=clusters[name].version)
+        for name, addresses in at.items()
+    ]
+
+
+def _routes(mesh: Mesh) -> list[Resource]:
+    default = default_routes(mesh.edge.methods, mesh.edge.services)
+    return [
+        resource(default.name, default),
+        *(
+            resource(traffic.model.scope, model_routes(ModelRoutes(traffic, _routable(mesh, traffic))))
+            for traffic in _serving(mesh)
+        ),
+    ]
+
+
+def _routable(mesh: Mesh, traffic: Traffic) -> tuple[int, ...]:
+    of_model = (v.version for v, at in mesh.ready.items() if at and v.parent == traffic.model)
+    return tuple(sorted({*of_model, *traffic.versions}))
+
+
+def _scopes(mesh: Mesh) -> list[Resource]:
+    scopes = [default_scope(), *(model_scope(traffic.model) for traffic in _serving(mesh))]
+    return [resource(scope.name, scope) for scope in scopes]
+
+
+def _runtime(mesh: Mesh) -> rtds_pb2.Runtime:
+    """Return the brake: weights that hold whatever the routes say."""
+    runtime = rtds_pb2.Runtime(name=RUNTIME_LAYER)
+    braked = [t for t in _serving(mesh) if t.cause is Cause.BRAKE]
+    runtime.layer.update(
+        {
+            f"{runtime_prefix(t.model)}.{VersionName.of(t.model, w.version).cluster}": w.weight
+            for t in braked
+            for w in t.weights
+        }
+    )
+    return runtime

@@ -1,0 +1,291 @@
+"""Route configurations: one small one a model, and one for what belongs to no model."""
+
+# pyright: reportAttributeAccessIssue=false
+# (xds-protos ships no type stubs)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
+from envoy.config.core.v3 import base_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.type.matcher.v3 import regex_pb2
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.traffic import MissingKey, Stickiness, Traffic, Weight
+from volary_gateway.xds.edge import (
+    INFERENCE_CLUSTER,
+    OPERATIONS,
+    SHADOW_CLUSTER,
+    Method,
+    RouteKind,
+)
+from volary_gateway.xds.packing import (
+    has_header,
+    header_is,
+    one_of,
+    pack,
+    seconds,
+    set_headers,
+)
+
+Route = route_components_pb2.Route
+RouteAction = route_components_pb2.RouteAction
+
+DEFAULT_SCOPE = "-"
+SCOPE_HEADER = "volary-scope"
+RETRIES = 3
+# attempts after a crash follow each other at once; a replica that drains refuses its stream
+RETRY_ON = "connect-failure,refused-stream,reset,unavailable"
+RETRY_BASE_S = 0.001
+RETRY_MAX_S = 0.01
+# the Lua filter reads this to tell a known model from an unknown one
+LUA = "envoy.filters.http.lua"
+KNOWN = base_pb2.Metadata()
+KNOWN.filter_metadata[LUA].update({"known": True})
+REFUSE_WITHOUT_KEY = base_pb2.Metadata()
+REFUSE_WITHOUT_KEY.filter_metadata[LUA].update({"known": True, "refuse": "missing_key"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoutes:
+    """What a model's route configuration is made from."""
+
+    traffic: Traffic
+    routable: tuple[int, ...]  # versions that a caller may pin
+
+
+def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
+    """Return a model's routes: pinned version, information, then the split.
+
+    Pushed whole at each step under the same configuration name, so that a step costs one
+    resource and no second round trip.
+    """
+    traffic = routes.traffic
+    host = route_components_pb2.VirtualHost(
+        name=traffic.model.scope,
+        domains=["*"],
+        routes=[*_pinned(traffic.model, routes.routable), _information(traffic), *_split(traffic)],
+        retry_policy=_retries(),
+    )
+    return route_pb2.RouteConfiguration(name=traffic.model.scope, virtual_hosts=[host])
+
+
+def model_scope(model: ModelName) -> scoped_route_pb2.ScopedRouteConfiguration:
+    """Return the scope that leads a (project, model) to its route configuration."""
+    return _scope(model.scope)
+
+
+def default_scope() -> scoped_route_pb2.ScopedRouteConfiguration:
+    """Return the scope of everything that belongs to no model."""
+    return _scope(DEFAULT_SCOPE)
+
+
+def default_routes(
+    methods: Iterable[Method], services: Mapping[str, str]
+) -> route_pb2.RouteConfiguration:
+    """Return the routes by method alone: the server's own, each service's, operations."""
+    by_service: dict[str, list[str]] = {}
+    for method in methods:
+        if method.kind is RouteKind.DEFAULT:
+            by_service.setdefault(method.service, []).append(method.path)
+    routes = [
+        _by_path(one_of(paths), _cluster_of(service))
+        for service, paths in sorted(by_service.items())
+        if service == "inference" or service in services
+    ]
+    routes += [_operations(service) for service in sorted(services)]
+    host = route_components_pb2.VirtualHost(name="default", domains=["*"], routes=routes)
+    return route_pb2.RouteConfiguration(name=DEFAULT_SCOPE, virtual_hosts=[host])
+
+
+def service_cluster(service: str) -> str:
+    """Return the name of the cluster of a service."""
+    return f"service/{service}"
+
+
+def _cluster_of(service: str) -> str:
+    return INFERENCE_CLUSTER if service == "inference" else service_cluster(service)
+
+
+def _scope(key: str) -> scoped_route_pb2.ScopedRouteConfiguration:
+    scope = scoped_route_pb2.ScopedRouteConfiguration
+    return scope(
+        name=key,
+        route_configuration_name=key,
+        key=scope.Key(fragments=[scope.Key.Fragment(string_key=key)]),
+    )
+
+
+def _by_path(pattern: str, cluster: str) -> Route:
+    return Route(
+        name=cluster,
+        match=route_components_pb2.RouteMatch(safe_regex=regex_pb2.RegexMatcher(regex=pattern)),
+        metadata=KNOWN,
+        route=_to(cluster),
+    )
+
+
+def _operations(service: str) -> Route:
+    match = route_components_pb2.RouteMatch(
+        prefix=OPERATIONS, headers=[header_is("volary-service", service)]
+    )
+    cluster = service_cluster(service)
+    return Route(name=cluster, match=match, metadata=KNOWN, route=_to(cluster))
+
+
+def _pinned(model: ModelName, versions: Iterable[int]) -> list[Route]:
+    """Return a route for each version that a caller may name; none of it is evidence."""
+    return [
+        Route(
+            name="pinned",
+            match=route_components_pb2.RouteMatch(
+                prefix="/", headers=[header_is("volary-pinned", str(version))]
+            ),
+            metadata=KNOWN,
+            request_headers_to_add=set_headers({"volary-version": str(version)}),
+            route=_to(VersionName.of(model, version).cluster),
+        )
+        for version in versions
+    ]
+
+
+def _information(traffic: Traffic) -> Route:
+    match = route_components_pb2.RouteMatch(
+        prefix="/inference.GRPCInferenceService/Model",
+        headers=[header_is("volary-kind", RouteKind.INFO)],
+    )
+    cluster = VersionName.of(traffic.model, traffic.production).cluster
+    return Route(name="information", match=match, metadata=KNOWN, route=_to(cluster))
+
+
+def _split(traffic: Traffic) -> list[Route]:
+    """Return the routes of the split; with a sticky header, one for calls that lack it."""
+    sticky = traffic.stickiness
+    anywhere = route_components_pb2.RouteMatch(prefix="/")
+    if not sticky.header:
+        return [_weighted(traffic, anywhere, traffic.weights)]
+    keyed = route_components_pb2.RouteMatch(prefix="/", headers=[has_header(sticky.header)])
+    first = _weighted(traffic, keyed, traffic.weights, sticky)
+    match sticky.missing_key:
+        case MissingKey.RANDOM:
+            return [first, _weighted(traffic, anywhere, traffic.weights)]
+        case MissingKey.BASELINE:
+            return [first, _baseline(traffic, anywhere)]
+        case MissingKey.REFUSE:
+            refused = _baseline(traffic, anywhere)
+            refused.metadata.CopyFrom(REFUSE_WITHOUT_KEY)
+            return [first, refused]
+
+
+def _baseline(traffic: Traffic, match: route_components_pb2.RouteMatch) -> Route:
+    """Send to production without a route header: never evidence."""
+    cluster = VersionName.of(traffic.model, traffic.production).cluster
+    return Route(
+        name="baseline",
+        match=match,
+        metadata=KNOWN,
+        request_headers_to_add=set_headers({"volary-version": str(traffic.production)}),
+        route=_to(cluster),
+    )
+
+
+def _weighted(
+    traffic: Traffic,
+    match: route_components_pb2.RouteMatch,
+    weights: Iterable[Weight],
+    sticky: Stickiness | None = None,
+) -> Route:
+    name = str(traffic.route)
+    split = route_components_pb2.WeightedCluster(
+        clusters=[_share(traffic.model, weight) for weight in weights],
+        runtime_key_prefix=runtime_prefix(traffic.model),
+    )
+    action = RouteAction(weighted_clusters=split, **_deadline())
+    headers = {"volary-route": name}
+    if sticky is not None:
+        split.use_hash_policy.value = True
+        action.hash_policy.append(_hash(sticky))
+        headers["volary-user"] = f"%REQ({sticky.header})%"
+    if traffic.shadow is not None:
+        action.request_mirror_policies.append(_mirror(traffic))
+    return Route(
+        name=name,
+        match=match,
+        metadata=KNOWN,
+        request_headers_to_add=set_headers(headers),
+        route=action,
+    )
+
+
+def runtime_prefix(model: ModelName) -> str:
+    """Return the runtime key below which the brake overrides a model's weights."""
+    return f"volary.weight.{model.project}.{model.model}"
+
+
+def _share(model: ModelName, weight: Weight) -> route_components_pb2.WeightedCluster.ClusterWeight:
+    return route_components_pb2.WeightedCluster.ClusterWeight(
+        name=VersionName.of(model, weight.version).cluster,
+        weight=UInt32Value(value=weight.weight),
+        request_headers_to_add=set_headers({"volary-version": str(weight.version)}),
+    )
+
+
+def _hash(sticky: Stickiness) -> RouteAction.HashPolicy:
+    """Hash the key behind a salt, so that each experiment draws its first callers anew."""
+    header = RouteAction.HashPolicy.Header(header_name=sticky.header)
+    header.regex_rewrite.pattern.regex = "^(.*)$"
+    header.regex_rewrite.substitution = f"{sticky.salt}:\\1"
+    return RouteAction.HashPolicy(header=header)
+
+
+def _mirror(traffic: Traffic) -> RouteAction.RequestMirrorPolicy:
+    """Copy a share of the calls, under the shadow's own version, through the shadow listener."""
+    assert traffic.shadow is not None
+    version = VersionName.of(traffic.model, traffic.shadow.version)
+    headers = {
+        "volary-version": str(version.version),
+        "volary-shadow": "true",
+        "volary-cluster": version.cluster,
+    }
+    policy = RouteAction.RequestMirrorPolicy(
+        cluster=SHADOW_CLUSTER,
+        disable_shadow_host_suffix_append=True,
+        request_headers_mutations=[
+            mutation_rules_pb2.HeaderMutation(append=option) for option in set_headers(headers)
+        ],
+    )
+    share = policy.runtime_fraction
+    share.runtime_key = f"volary.shadow.{traffic.model.project}.{traffic.model.model}"
+    share.default_value.numerator = traffic.shadow.fraction
+    share.default_value.denominator = share.default_value.TEN_THOUSAND
+    return policy
+
+
+def _to(cluster: str) -> RouteAction:
+    return RouteAction(cluster=cluster, **_deadline())
+
+
+def _deadline() -> dict[str, object]:
+    """Hold a call to its `grpc-timeout`, which the first filter sets where it is missing."""
+    limit = RouteAction.MaxStreamDuration(grpc_timeout_header_max=seconds(0))
+    return {"timeout": seconds(0), "max_stream_duration": limit}
+
+
+def _retries() -> route_components_pb2.RetryPolicy:
+    policy = route_components_pb2.RetryPolicy(
+        retry_on=RETRY_ON,
+        num_retries=UInt32Value(value=RETRIES),
+        host_selection_retry_max_attempts=RETRIES,
+    )
+    policy.retry_back_off.base_interval.CopyFrom(seconds(RETRY_BASE_S))
+    policy.retry_back_off.max_interval.CopyFrom(seconds(RETRY_MAX_S))
+    policy.retry_host_predicate.add(
+        name="envoy.retry_host_predicates.previous_hosts",
+        typed_config=pack(previous_hosts_pb2.PreviousHostsPredicate()),
+    )
+    return policy

@@ -1,0 +1,46 @@
+"""The two Lua scripts of the edge, with the tables of methods and services before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+
+from volary_gateway.xds.edge import INFERENCE, Method, RouteKind
+
+
+def admission(methods: Iterable[Method]) -> str:
+    """Return the script that runs before the message is read."""
+    return "\n".join((_methods(methods), _text("status.lua"), _text("admit.lua")))
+
+
+def routing(methods: Iterable[Method], services: Iterable[str]) -> str:
+    """Return the script that runs once the first message is read."""
+    known = "".join(f'["{service}"]=true,' for service in sorted(services))
+    table = f"local SERVICES = {{{known}}}\n"
+    return "\n".join((_methods(methods), table, _text("status.lua"), _text("route.lua")))
+
+
+def version_field(method: Method) -> str:
+    """Return the field by which a caller pins a version, empty when there is none."""
+    match method.path.rpartition("/")[2]:
+        case "ModelInfer" | "ModelStreamInfer":
+            return "model_version"
+        case "Predict":
+            return "version"
+        case "Explain":
+            return "prediction.version"
+    is_information = method.path.startswith(INFERENCE) and method.kind is RouteKind.INFO
+    return "version" if is_information else ""
+
+
+def _methods(methods: Iterable[Method]) -> str:
+    rows = "\n".join(
+        f'["{m.path}"]={{kind="{m.kind}",field="{m.field}",version="{version_field(m)}",'
+        f"default={m.default_deadline_ms},max={m.max_deadline_ms}}},"
+        for m in methods
+    )
+    return f"local METHODS = {{\n{rows}\n}}\n"
+
+
+def _text(name: str) -> str:
+    return (resources.files(__package__) / "lua" / name).read_text()

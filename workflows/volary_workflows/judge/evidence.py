@@ -1,0 +1,155 @@
+"""E-processes on cumulative counts: rate ratio, non-inferiority, absolute ceiling.
+
+An e-process E starts at 1 and has expectation <= 1 at any stopping time under its null
+hypothesis, so P(sup E >= 1/alpha) <= alpha however often one looks (Ville 1939; Ramdas,
+Grunwald, Vovk, Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical
+Science 38, 2023). All values here are natural logarithms, with shape [...] for counts [..., cells].
+
+Rate ratio, conditional on events. Each call goes to the candidate with the known share q,
+independently of everything before; event rates are r (baseline) and rho r (candidate). Given that
+an event happened, it is the candidate's with probability p(rho) = q rho / (q rho + 1 - q): r
+cancels, so it may drift with the hour. The likelihood ratio of an alternative rho against a bound
+R is, with D(x) = q x + 1 - q, for an event of the candidate (rho/R) D(R)/D(rho), for one of the
+baseline D(R)/D(rho). Over a cell with a candidate and b baseline events
+
+    log L(rho; R) = a log(rho/R) + (a + b) log(D(R)/D(rho)),
+
+which needs only cumulative counts; cells multiply, so evidence carries over a ramp where q
+changes. The expectation of one factor is monotone in p and equals 1 at p(R): under rho_true <= R
+it is <= 1 for rho > R ("worse"), under rho_true >= R it is <= 1 for rho < R ("not inferior").
+A mixture over a grid of rho is again an e-process (Robbins 1970; Lindon and Malek, "Anytime-valid
+inference for multinomial count data", NeurIPS 2022).
+
+Mirrored calls are no draws: the baseline answers each call, the candidate a fraction f of them.
+With q = f/(1+f) and factors x for the candidate, y for the baseline, one call has expectation
+1 + f e_c (x - 1) + e_b (y - 1) + P(both)(x - 1)(y - 1). The linear terms sum to <= 0 under the null
+and x, y lie on opposite sides of 1, so the bound holds however the two outcomes depend.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from volary_workflows.judge.series import Floats, Series
+
+RATIOS_WORSE = np.array([1.15, 1.3, 1.5, 1.8, 2.2, 2.7, 3.5, 4.5, 6.0, 9.0, 15.0, 30.0])
+SHARES_OF_BOUND = np.array([0.0, 0.1, 0.3, 0.5, 0.65, 0.8, 0.9])
+MULTIPLES_OF_LIMIT = np.array([1.2, 1.5, 2.0, 3.0, 5.0, 10.0])
+RATIOS_OF_ASSIGNMENT = np.array([1 / 2, 1 / 1.25, 1.25, 2.0])
+FIRST_START = 0.8
+HIGHEST_RATE = 0.99
+
+
+def log_mean(logs: Floats, weights: Floats) -> Floats:
+    """Return log sum w exp(logs) over the last axis; -inf terms count as zero."""
+    peak = np.maximum(logs.max(axis=-1, keepdims=True), -1e300)
+    return np.log((weights * np.exp(logs - peak)).sum(axis=-1)) + peak[..., 0]
+
+
+def start_weights(cells: int) -> Floats:
+    """Return the weights of evidence that starts at cell 0, 1, 2, ...; they sum to less than 1.
+
+    A regression that begins at a later step must not first win back what the healthy steps
+    earned. A mean of e-processes that start later (each is 1 before) is an e-process, and
+    0.8 at the first cell, 0.2/(j(j+1)) at the j-th costs log(1/0.8) = 0.22 of log evidence.
+    """
+    later = np.arange(1, cells, dtype=np.float64)
+    return np.concatenate([[FIRST_START], (1 - FIRST_START) / (later * (later + 1))])[:cells]
+
+
+def log_worse(series: Series) -> Floats:
+    """Return the log evidence against "the candidate's event rate is no higher".
+
+    In cells where the candidate answers every call nothing is left to compare with; there the
+    null is "its rate is at most the declared limit", and without a limit they say nothing.
+    """
+    split = _log_ratio_cells(series, RATIOS_WORSE, bound=1.0)
+    full = _log_above_limit_cells(series)
+    weights = start_weights(series.shares.shape[-1])
+    uniform = np.full(len(RATIOS_WORSE), 1 / len(RATIOS_WORSE))
+    multiples = np.full(len(MULTIPLES_OF_LIMIT), 1 / len(MULTIPLES_OF_LIMIT))
+    if series.is_per_step:
+        # the same users come back in each step: a union bound over steps in place of a product
+        each = log_mean(split, uniform) + log_mean(full, multiples)
+        return (each + np.log(weights)).max(axis=-1)
+    by_start = log_mean(_suffix_sums(split), uniform) + log_mean(_suffix_sums(full), multiples)
+    not_started = np.zeros((*by_start.shape[:-1], 1))
+    rest = np.append(weights, 1 - weights.sum())
+    return log_mean(np.concatenate([by_start, not_started], axis=-1), rest)
+
+
+def log_not_inferior(series: Series, margin: float) -> Floats:
+    """Return the log evidence against "the rate ratio is 1 + margin or more"."""
+    bound = 1 + margin
+    ratios = SHARES_OF_BOUND[1:] * bound
+    cells = _log_ratio_cells(series, ratios, bound)
+    uniform = np.full(len(ratios), 1 / len(ratios))
+    if series.is_per_step:
+        weights = start_weights(series.shares.shape[-1])
+        return (log_mean(cells, uniform) + np.log(weights)).max(axis=-1)
+    return log_mean(cells.sum(axis=-2), uniform)
+
+
+def log_below_limit(series: Series) -> Floats:
+    """Return the log evidence against "the candidate's event rate is the limit or more".
+
+    Bernoulli likelihood ratio of s < limit against the limit c, over n calls with a events:
+    a log(s/c) + (n - a) log((1 - s)/(1 - c)), mixed over s/c in a grid that includes 0. It is what
+    lets a candidate without a single error pass: 7 equal weights and c = 5 % need
+    log(7/alpha)/-log(0.95) calls, 128 at alpha = 1 %.
+    """
+    limit = series.limit
+    rates = SHARES_OF_BOUND * limit
+    events = series.candidate_events[..., None]
+    others = (series.candidate_calls - series.candidate_events)[..., None]
+    cells = _bernoulli(events, others, rates, limit)
+    uniform = np.full(len(rates), 1 / len(rates))
+    if series.is_per_step:
+        weights = start_weights(series.shares.shape[-1])
+        return (log_mean(cells, uniform) + np.log(weights)).max(axis=-1)
+    return log_mean(cells.sum(axis=-2), uniform)
+
+
+def log_misassigned(series: Series) -> Floats:
+    """Return the log evidence against "calls were drawn with the declared shares".
+
+    The rate-ratio test with calls as events and ratios on both sides of 1; small deviations
+    (under about 10 % of the odds) never fire.
+    """
+    cells = _log_ratio_cells(series, RATIOS_OF_ASSIGNMENT, bound=1.0)
+    uniform = np.full(len(RATIOS_OF_ASSIGNMENT), 1 / len(RATIOS_OF_ASSIGNMENT))
+    return log_mean(cells.sum(axis=-2), uniform)
+
+
+def _log_ratio_cells(series: Series, ratios: Floats, bound: float) -> Floats:
+    """Return log L(rho; bound) by cell and ratio, 0 in cells that compare nothing."""
+    share = series.shares[..., None]
+    ours = series.candidate_events[..., None]
+    both = ours + series.baseline_events[..., None]
+    scale = np.log((share * bound + 1 - share) / (share * ratios + 1 - share))
+    logs = ours * np.log(ratios / bound) + both * scale
+    return np.where(series.splits[..., None], logs, 0.0)
+
+
+def _log_above_limit_cells(series: Series) -> Floats:
+    """Return the Bernoulli log likelihood ratio of rates above the limit, in full cells only."""
+    shape = (*series.candidate_events.shape, len(MULTIPLES_OF_LIMIT))
+    if series.limit <= 0:
+        return np.zeros(shape)
+    rates = np.minimum(MULTIPLES_OF_LIMIT * series.limit, HIGHEST_RATE)
+    events = series.candidate_events[..., None]
+    others = (series.candidate_calls - series.candidate_events)[..., None]
+    logs = _bernoulli(events, others, rates, series.limit)
+    return np.where(series.is_full[..., None], logs, 0.0)
+
+
+def _bernoulli(events: Floats, others: Floats, rates: Floats, bound: float) -> Floats:
+    with np.errstate(divide="ignore"):
+        ratio = np.log(rates / bound)
+    hits = np.where(events > 0, events * np.where(np.isinf(ratio), -1e300, ratio), 0.0)
+    return hits + others * np.log((1 - rates) / (1 - bound))
+
+
+def _suffix_sums(cells: Floats) -> Floats:
+    """Return at position j the sum over the cells from j on; cells are on axis -2."""
+    return cells[..., ::-1, :].cumsum(axis=-2)[..., ::-1, :]

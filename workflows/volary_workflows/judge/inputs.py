@@ -1,0 +1,110 @@
+"""What the judge reads: plain counts and declared guards, as JSON-able dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+ERROR_RATE = "error_rate"
+LATENCY_QUANTILE = "latency_quantile"
+JUDGED_KINDS = (ERROR_RATE, LATENCY_QUANTILE)
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One declared comparison of candidate and baseline.
+
+    `alpha` is this guard's share of the chance to roll back a candidate that is as good as the
+    baseline; the shares add up over guards. `margin` is the relative worsening that promotion
+    must rule out (0.5: a rate ratio of 1.5). `ceiling` is the candidate's event rate that is
+    acceptable whatever the baseline does, 0 for none: for `error_rate` the share of errors, for
+    `latency_quantile` the share of calls slower than `limit_us`. `min_effect` is the smallest
+    rise of the event rate, absolute, that rolls back; a certain but smaller one pauses. A guard
+    with `promotes` false can roll back but is not needed for PASS.
+    """
+
+    metric: str = "errors"
+    kind: str = ERROR_RATE
+    alpha: float = 0.01
+    margin: float = 0.5
+    ceiling: float = 0.05
+    limit_us: int = 0
+    min_effect: float = 0.002
+    promotes: bool = True
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Cumulative counts of one version in one cell; `latency` has one count an edge and one more.
+
+    An error is a failed attempt or a reply whose tier is not `model`. `users` and
+    `users_with_error` count distinct sticky keys.
+    """
+
+    calls: int = 0
+    errors: int = 0
+    latency: list[int] = field(default_factory=list)
+    users: int = 0
+    users_with_error: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Candidate and baseline within one step and generation of traffic.
+
+    `share` is the candidate's declared share of the calls, in [0, 1]; for a shadow cell it is the
+    mirrored fraction of the calls that the baseline answered.
+    """
+
+    step: str
+    generation: int
+    share: float
+    candidate: Counts
+    baseline: Counts
+    shadow: bool = False
+
+    @property
+    def event_share(self) -> float:
+        """Return the candidate's share of the attempts, hence of the events under equal rates."""
+        return self.share / (1 + self.share) if self.shadow else self.share
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a verdict depends on; the same inputs always give the same verdict.
+
+    `cells` are in order of generation. `thresholds_us` are the edges frozen before the rollout at
+    the baseline's quantiles; empty when there was no traffic to freeze them on, and then every
+    edge is tested. `sticky` says that users stay with their version, so users are counted
+    instead of calls. `complete` is false when records may have been lost. `acknowledged` holds
+    the reason codes that a person has accepted.
+    """
+
+    guards: list[Guard]
+    cells: list[Cell]
+    edges_us: list[int] = field(default_factory=list)
+    thresholds_us: list[int] = field(default_factory=list)
+    sticky: bool = False
+    complete: bool = True
+    acknowledged: list[str] = field(default_factory=list)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Inputs:
+        """Read what `to_document` wrote."""
+        cells = [
+            Cell(
+                **{
+                    **cell,
+                    "candidate": Counts(**cell["candidate"]),
+                    "baseline": Counts(**cell["baseline"]),
+                }
+            )
+            for cell in document["cells"]
+        ]
+        guards = [Guard(**guard) for guard in document["guards"]]
+        return cls(**{**document, "cells": cells, "guards": guards})

@@ -1,0 +1,188 @@
+"""Events of candidate and baseline by cell: the one shape that every test reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volary_workflows.judge.inputs import LATENCY_QUANTILE, Cell, Counts, Guard, Inputs
+
+Floats = NDArray[np.float64]
+MIN_CALLS_TO_FREEZE = 200
+MIN_CALLS_OF_EFFECT = 100
+
+
+@dataclass(frozen=True)
+class Series:
+    """Counts over cells, shape [..., cells]; `shares` is the candidate's share of the attempts.
+
+    `mirrored` marks shadow cells. `is_per_step` forbids to multiply evidence over cells, because
+    the same users come back in the next one. `limit` is the acceptable event rate, 0 for none.
+    """
+
+    name: str
+    shares: Floats
+    candidate_events: Floats
+    candidate_calls: Floats
+    baseline_events: Floats
+    baseline_calls: Floats
+    mirrored: NDArray[np.bool_]
+    is_per_step: bool = False
+    limit: float = 0.0
+    has_margin: bool = True
+
+    @property
+    def splits(self) -> NDArray[np.bool_]:
+        """Return which cells compare two versions."""
+        return (self.shares > 0) & (self.shares < 1)
+
+    @property
+    def is_full(self) -> NDArray[np.bool_]:
+        """Return in which cells the candidate answers every call."""
+        return self.shares >= 1
+
+    def candidate_rate(self) -> float:
+        """Return the candidate's event rate over all cells, 0 without calls."""
+        return _rate(self.candidate_events, self.candidate_calls)
+
+    def baseline_rate(self) -> float:
+        """Return the baseline's event rate over the cells that compare, 0 without calls."""
+        return _rate(self.baseline_events[self.splits], self.baseline_calls[self.splits])
+
+    def effect(self) -> float:
+        """Return the rise of the event rate, absolute, weighted by the candidate's calls.
+
+        Compared within each cell, so that a common cause that changes between steps cancels. In
+        cells without a baseline the declared limit stands in for it. Of all, or of the latest
+        cells that hold 100 calls or more, the largest: a regression may begin late.
+        """
+        lone = self.is_full & (self.limit > 0)
+        used = (self.splits & (self.baseline_calls > 0)) | lone
+        used &= self.candidate_calls > 0
+        if not used.any():
+            return 0.0
+        baseline = self.baseline_events / np.maximum(self.baseline_calls, 1)
+        expected = np.where(lone, self.limit, baseline) * self.candidate_calls
+        excess = (self.candidate_events - expected)[used][::-1].cumsum()
+        calls = self.candidate_calls[used][::-1].cumsum()
+        is_enough = (calls >= MIN_CALLS_OF_EFFECT) | (calls == calls[-1])
+        return float((excess / calls)[is_enough].max())
+
+    def extended(self, calls: float) -> Series:
+        """Return the series with `calls` more attempts of the last cell's share at equal rates."""
+        share = float(self.shares[-1])
+
+        def grown(values: Floats, last: float) -> Floats:
+            return np.append(values, last)
+
+        return replace(
+            self,
+            shares=grown(self.shares, share),
+            candidate_events=grown(self.candidate_events, calls * share * self.candidate_rate()),
+            candidate_calls=grown(self.candidate_calls, calls * share),
+            baseline_events=grown(self.baseline_events, calls * (1 - share) * self.baseline_rate()),
+            baseline_calls=grown(self.baseline_calls, calls * (1 - share)),
+            mirrored=np.append(self.mirrored, self.mirrored[-1]),
+        )
+
+
+def series_of(guard: Guard, inputs: Inputs) -> list[Series]:
+    """Return the series that a guard tests: one for errors, one a threshold for latency."""
+    if guard.kind != LATENCY_QUANTILE:
+        return [_error_series(guard, inputs)]
+    thresholds = inputs.thresholds_us or inputs.edges_us
+    series = [_latency_series(inputs, threshold) for threshold in thresholds]
+    if guard.ceiling > 0 and guard.limit_us > 0 and inputs.edges_us:
+        limit = edge_at_or_above(inputs.edges_us, guard.limit_us)
+        absolute = _latency_series(inputs, limit)
+        series.append(replace(absolute, limit=guard.ceiling, has_margin=False))
+    return series
+
+
+def assignment_series(inputs: Inputs) -> Series:
+    """Return the calls themselves as events: under the declared split their ratio is 1.
+
+    Retries are attempts of their own and mirrors no draws, so mirrored cells are left out.
+    """
+    splits = [cell for cell in inputs.cells if not cell.shadow]
+    size = _users if inputs.sticky else _calls
+    return _series("assignment", splits, size, size)
+
+
+def freeze_thresholds(
+    edges_us: list[int], counts: list[int], quantiles: tuple[float, ...]
+) -> list[int]:
+    """Return the edges at the quantiles of earlier traffic; none below 200 calls.
+
+    The overflow bin has no edge, so a quantile in it takes the last edge.
+    """
+    total = sum(counts)
+    if total < MIN_CALLS_TO_FREEZE or not edges_us:
+        return []
+    cumulative = np.cumsum(counts)
+    positions = [int(np.searchsorted(cumulative, q * total)) for q in quantiles]
+    return sorted({edges_us[min(position, len(edges_us) - 1)] for position in positions})
+
+
+def edge_at_or_above(edges_us: list[int], limit_us: int) -> int:
+    """Return the first frozen edge that is not below the limit, or the last."""
+    return next((edge for edge in edges_us if edge >= limit_us), edges_us[-1])
+
+
+def _error_series(guard: Guard, inputs: Inputs) -> Series:
+    events, size = (_users_with_error, _users) if inputs.sticky else (_errors, _calls)
+    series = _series(guard.metric, inputs.cells, events, size)
+    return replace(series, is_per_step=inputs.sticky, limit=guard.ceiling)
+
+
+def _latency_series(inputs: Inputs, threshold_us: int) -> Series:
+    first = inputs.edges_us.index(threshold_us) + 1
+
+    def slower(counts: Counts) -> int:
+        return sum(counts.latency[first:])
+
+    def timed(counts: Counts) -> int:
+        return sum(counts.latency)
+
+    return _series(f"latency > {threshold_us / 1000:g} ms", inputs.cells, slower, timed)
+
+
+def _series(
+    name: str, cells: list[Cell], events: Callable[[Counts], int], size: Callable[[Counts], int]
+) -> Series:
+    def column(read: Callable[[Counts], int], side: str) -> Floats:
+        return np.array([read(getattr(cell, side)) for cell in cells], dtype=np.float64)
+
+    return Series(
+        name=name,
+        shares=np.array([cell.event_share for cell in cells], dtype=np.float64),
+        candidate_events=column(events, "candidate"),
+        candidate_calls=column(size, "candidate"),
+        baseline_events=column(events, "baseline"),
+        baseline_calls=column(size, "baseline"),
+        mirrored=np.array([cell.shadow for cell in cells], dtype=np.bool_),
+    )
+
+
+def _calls(counts: Counts) -> int:
+    return counts.calls
+
+
+def _errors(counts: Counts) -> int:
+    return counts.errors
+
+
+def _users(counts: Counts) -> int:
+    return counts.users
+
+
+def _users_with_error(counts: Counts) -> int:
+    return counts.users_with_error
+
+
+def _rate(events: Floats, calls: Floats) -> float:
+    total = float(calls.sum())
+    return float(events.sum()) / total if total else 0.0
