@@ -109,9 +109,7 @@ class _HealthAnswers:
     def checked(self, request: health_pb2.HealthCheckRequest) -> STATUS:
         status = self._health.status(request.service)
         if status is None:
-            raise NotFound(
-                "SERVICE_UNKNOWN", "no such service here", {"service": request.service}
-            )
+            raise NotFound("SERVICE_UNKNOWN", "no such service here", {"service": request.service})
         return STATUS(status=status)
 
     def listed(self) -> health_pb2.HealthListResponse:

@@ -26,9 +26,7 @@ class CallMetrics:
         self.seconds = Histogram(
             "volary_rpc_seconds", "Time of a call", ["method"], registry=registry, buckets=BUCKETS_S
         )
-        self.running = Gauge(
-            "volary_rpc_running", "Calls in flight", ["method"], registry=registry
-        )
+        self.running = Gauge("volary_rpc_running", "Calls in flight", ["method"], registry=registry)
 
 
 def serve_metrics(

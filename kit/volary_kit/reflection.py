@@ -25,12 +25,11 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
 def _v1_file() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
-    text = file.SerializeToString()
-    file = descriptor_pb2.FileDescriptorProto.FromString(text)
     file.package, file.name = NEW, "grpc/reflection/v1/reflection.proto"
     for message in file.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(OLD, NEW)
+            if field.type_name:
+                field.type_name = field.type_name.replace(OLD, NEW)
     for method in file.service[0].method:
         method.input_type = method.input_type.replace(OLD, NEW)
         method.output_type = method.output_type.replace(OLD, NEW)
@@ -67,7 +66,8 @@ class Reflection:
         which = request.WhichOneof("message_request") or ""
         find = self._finders().get(which)
         if which == "list_services":
-            reply.list_services_response.service.extend({"name": n} for n in self._services)
+            for name in self._services:
+                reply.list_services_response.service.add(name=name)
             return reply
         try:
             if find is None:

@@ -96,10 +96,7 @@ def _recorded(servicer: Servicer) -> list[tuple[str, Servicer, Callable[..., Any
 
 def _behaviour(handler: Any) -> Callable[..., Any]:
     return (
-        handler.unary_unary
-        or handler.unary_stream
-        or handler.stream_unary
-        or handler.stream_stream
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
 
 

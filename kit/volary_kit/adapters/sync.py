@@ -126,9 +126,7 @@ class SyncAdapter:
     def _streaming(
         self, method: Method
     ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
-        def answer(
-            chunks: Iterator[bytes], context: grpc.ServicerContext
-        ) -> Iterator[bytes]:
+        def answer(chunks: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             def replies(call: Call) -> Iterator[Message]:
                 return method.behaviour(self._requests(method, call, chunks), context)
 

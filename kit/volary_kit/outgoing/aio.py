@@ -55,9 +55,7 @@ class AioChannel(grpc.aio.Channel):
             **options: Any,
         ) -> StreamCall:
             dressed = self._dress(method, timeout, metadata or ())
-            call = inner(
-                requests, timeout=dressed.timeout_s, metadata=dressed.metadata, **options
-            )
+            call = inner(requests, timeout=dressed.timeout_s, metadata=dressed.metadata, **options)
             return StreamCall(call, dressed)
 
         return start

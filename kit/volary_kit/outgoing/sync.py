@@ -80,13 +80,21 @@ class UnaryUnary:
         self._row = policies().get(method)
 
     def __call__(
-        self, request: Any, timeout: float | None = None, metadata: Headers | None = None, **more: Any
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Headers | None = None,
+        **more: Any,
     ) -> Any:
         """Return the reply; raise a VolaryError."""
         return self.with_call(request, timeout, metadata, **more)[0]
 
     def with_call(
-        self, request: Any, timeout: float | None = None, metadata: Headers | None = None, **more: Any
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Headers | None = None,
+        **more: Any,
     ) -> tuple[Any, grpc.Call]:
         """Return the reply and the call; raise a VolaryError."""
         dressed = self._dress(self._method, timeout, metadata or ())
@@ -113,7 +121,11 @@ class UnaryUnary:
                 return reply
 
     def future(
-        self, request: Any, timeout: float | None = None, metadata: Headers | None = None, **more: Any
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Headers | None = None,
+        **more: Any,
     ) -> Any:
         """Start the call and return gRPC's own future: its errors are not mapped."""
         dressed = self._dress(self._method, timeout, metadata or ())

@@ -32,11 +32,11 @@ import numpy as np
 
 from volary_workflows.judge.series import Floats, Series
 
-RATIOS_WORSE = np.array([1.15, 1.3, 1.5, 1.8, 2.2, 2.7, 3.5, 4.5, 6.0, 9.0, 15.0, 30.0])
+RATIOS_WORSE = np.array([1.3, 1.6, 2.0, 2.7, 3.5, 4.5, 6.0, 9.0, 15.0])
 SHARES_OF_BOUND = np.array([0.0, 0.1, 0.3, 0.5, 0.65, 0.8, 0.9])
 MULTIPLES_OF_LIMIT = np.array([1.2, 1.5, 2.0, 3.0, 5.0, 10.0])
 RATIOS_OF_ASSIGNMENT = np.array([1 / 2, 1 / 1.25, 1.25, 2.0])
-FIRST_START = 0.8
+FIRST_START = 0.9
 HIGHEST_RATE = 0.99
 
 
@@ -51,7 +51,7 @@ def start_weights(cells: int) -> Floats:
 
     A regression that begins at a later step must not first win back what the healthy steps
     earned. A mean of e-processes that start later (each is 1 before) is an e-process, and
-    0.8 at the first cell, 0.2/(j(j+1)) at the j-th costs log(1/0.8) = 0.22 of log evidence.
+    0.9 at the first cell, 0.1/(j(j+1)) at the j-th costs log(1/0.9) = 0.11 of log evidence.
     """
     later = np.arange(1, cells, dtype=np.float64)
     return np.concatenate([[FIRST_START], (1 - FIRST_START) / (later * (later + 1))])[:cells]

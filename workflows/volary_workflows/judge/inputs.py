@@ -9,6 +9,8 @@ ERROR_RATE = "error_rate"
 LATENCY_QUANTILE = "latency_quantile"
 JUDGED_KINDS = (ERROR_RATE, LATENCY_QUANTILE)
 QUANTILES = (0.5, 0.95, 0.99)
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+TINY_REGRESSION = "TINY_REGRESSION"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,21 @@ class Guard:
     limit_us: int = 0
     min_effect: float = 0.002
     promotes: bool = True
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """What an evaluation before the rollout must show.
+
+    `margin` is in units of the metric: nats for `log_loss`, squared probability for `brier`,
+    share of rows for `error`. `method` is `empirical_bernstein` or `normal`.
+    """
+
+    metric: str = "log_loss"
+    margin: float = 0.01
+    alpha: float = 0.01
+    method: str = "empirical_bernstein"
+    min_rows: int = 1_000
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,11 @@ from volary_workflows.judge.evidence import (
     log_not_inferior,
     log_worse,
 )
-from volary_workflows.judge.inputs import Guard, Inputs
+from volary_workflows.judge.inputs import FAIL, INCONCLUSIVE, PASS, TINY_REGRESSION, Guard, Inputs
 from volary_workflows.judge.series import Series, assignment_series, series_of
 
 VERSION = "rate-ratio/1"
-PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 CANDIDATE_WORSE = "CANDIDATE_WORSE"
-TINY_REGRESSION = "TINY_REGRESSION"
 INCOMPLETE_EVIDENCE = "INCOMPLETE_EVIDENCE"
 SHARE_MISMATCH = "SHARE_MISMATCH"
 NEEDS_MORE_CALLS = "NEEDS_MORE_CALLS"

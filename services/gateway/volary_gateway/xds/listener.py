@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from envoy.config.core.v3 import address_pb2, base_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.config.trace.v3 import http_tracer_pb2, opentelemetry_pb2
@@ -44,8 +44,8 @@ ISSUER = "volary"
 
 def edge_listener(edge: Edge) -> listener_pb2.Listener:
     """Return the one address of clients."""
-    at = address_pb2.Address(**address(edge.listen))
-    listener = _listener(EDGE_LISTENER, at, _edge_connections(edge))
+    listener = _listener(EDGE_LISTENER, _edge_connections(edge))
+    listener.address.CopyFrom(address_pb2.Address(**address(edge.listen)))
     listener.per_connection_buffer_limit_bytes.CopyFrom(UInt32Value(value=MAX_MESSAGE_BYTES))
     return listener
 
@@ -56,22 +56,17 @@ def shadow_listener() -> listener_pb2.Listener:
     Envoy's own mirror writes no log of its attempts. The cluster is the one that the mirror
     policy names in a header, so this listener never changes either.
     """
-    inside = address_pb2.Address(
-        envoy_internal_address=address_pb2.EnvoyInternalAddress(
-            server_listener_name=SHADOW_LISTENER
-        )
-    )
-    listener = _listener(SHADOW_LISTENER, inside, _shadow_connections())
+    listener = _listener(SHADOW_LISTENER, _shadow_connections())
     listener.internal_listener.CopyFrom(listener_pb2.Listener.InternalListenerConfig())
     return listener
 
 
-def _listener(name: str, at: address_pb2.Address, connections: Hcm) -> listener_pb2.Listener:
+def _listener(name: str, connections: Hcm) -> listener_pb2.Listener:
     network = listener_components_pb2.Filter(
         name="envoy.filters.network.http_connection_manager", typed_config=pack(connections)
     )
     chain = listener_components_pb2.FilterChain(filters=[network])
-    return listener_pb2.Listener(name=name, address=at, filter_chains=[chain])
+    return listener_pb2.Listener(name=name, filter_chains=[chain])
 
 
 def _edge_connections(edge: Edge) -> Hcm:
@@ -86,6 +81,11 @@ def _edge_connections(edge: Edge) -> Hcm:
         preserve_external_request_id=False,
         always_set_request_id_in_response=True,
         max_request_headers_kb=UInt32Value(value=MAX_HEADERS_KIB),
+        # the first message is held until it is whole, in the window of its stream
+        http2_protocol_options=protocol_pb2.Http2ProtocolOptions(
+            initial_stream_window_size=UInt32Value(value=MAX_MESSAGE_BYTES),
+            initial_connection_window_size=UInt32Value(value=4 * MAX_MESSAGE_BYTES),
+        ),
         stream_idle_timeout=seconds(0),  # every method has its own deadline
         access_log=[refusal_log()],
     )

@@ -44,11 +44,14 @@ RETRY_ON = "connect-failure,refused-stream,reset,unavailable"
 RETRY_BASE_S = 0.001
 RETRY_MAX_S = 0.01
 # the Lua filter reads this to tell a known model from an unknown one
+NOT_FOUND = 404
 LUA = "envoy.filters.http.lua"
 KNOWN = base_pb2.Metadata()
 KNOWN.filter_metadata[LUA].update({"known": True})
-REFUSE_WITHOUT_KEY = base_pb2.Metadata()
-REFUSE_WITHOUT_KEY.filter_metadata[LUA].update({"known": True, "refuse": "missing_key"})
+REFUSED_KEY = base_pb2.Metadata()
+REFUSED_KEY.filter_metadata[LUA].update({"known": True, "refuse": "key"})
+REFUSED_VERSION = base_pb2.Metadata()
+REFUSED_VERSION.filter_metadata[LUA].update({"known": True, "refuse": "version"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ def _operations(service: str) -> Route:
 
 def _pinned(model: ModelName, versions: Iterable[int]) -> list[Route]:
     """Return a route for each version that a caller may name; none of it is evidence."""
-    return [
+    known = [
         Route(
             name="pinned",
             match=route_components_pb2.RouteMatch(
@@ -152,6 +155,15 @@ def _pinned(model: ModelName, versions: Iterable[int]) -> list[Route]:
         )
         for version in versions
     ]
+    return [*known, _unknown_version()]
+
+
+def _unknown_version() -> Route:
+    """Refuse a version that is not loaded; the direct response is what the script replaces."""
+    match = route_components_pb2.RouteMatch(prefix="/", headers=[has_header("volary-pinned")])
+    route = Route(name="unknown-version", match=match, metadata=REFUSED_VERSION)
+    route.direct_response.status = NOT_FOUND
+    return route
 
 
 def _information(traffic: Traffic) -> Route:
@@ -178,7 +190,7 @@ def _split(traffic: Traffic) -> list[Route]:
             return [first, _baseline(traffic, anywhere)]
         case MissingKey.REFUSE:
             refused = _baseline(traffic, anywhere)
-            refused.metadata.CopyFrom(REFUSE_WITHOUT_KEY)
+            refused.metadata.CopyFrom(REFUSED_KEY)
             return [first, refused]
 
 

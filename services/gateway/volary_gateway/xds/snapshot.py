@@ -47,7 +47,12 @@ class Resource:
 def resource(name: str, message: Message, salt: str = "") -> Resource:
     """Wrap a message under its name; `salt` makes it change together with another one."""
     body = pack(message)
-    return Resource(name, _digest(body.value, salt.encode()), body)
+    return Resource(name, version_of(body, salt), body)
+
+
+def version_of(body: AnyMessage, salt: str = "") -> str:
+    """Return the version of a resource's bytes."""
+    return _digest(body.value, salt.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 -- message can be read at all. After the reply: an error that Envoy itself made gets ErrorInfo.
 local UNITS = {H = 3600000, M = 60000, S = 1000, m = 1, u = 0.001, n = 0.000001}
 local NAMES = {
-  [4] = "DEADLINE_EXCEEDED", [8] = "EDGE_LIMIT", [12] = "METHOD_UNKNOWN",
+  [4] = "DEADLINE_EXCEEDED", [3] = "MESSAGE_INVALID", [8] = "MESSAGE_TOO_LARGE", [12] = "METHOD_UNKNOWN",
   [14] = "UPSTREAM_UNAVAILABLE", [16] = "CREDENTIAL_INVALID",
 }
 
@@ -50,6 +50,10 @@ function envoy_on_response(handle)
     return
   end
   local text = printable(headers:get("grpc-message") or "")
+  if code == 9 and string.find(text, "buffer limits", 1, true) then
+    code = 8
+    headers:replace("grpc-status", "8")
+  end
   local reason = NAMES[code] or "EDGE_REFUSED"
   headers:replace("grpc-status-details-bin", details(handle, code, text, reason, {}))
 end

@@ -1,6 +1,13 @@
 -- After the first message is read: the model or operation that it names becomes the scope.
 local EXTRACTED = "envoy.filters.http.grpc_field_extraction"
 
+local REFUSALS = {
+  model = {code = 5, reason = "MODEL_NOT_FOUND", text = "the model does not exist"},
+  version = {code = 5, reason = "VERSION_NOT_FOUND", text = "the version is not loaded"},
+  key = {code = 3, reason = "STICKY_KEY_MISSING",
+    text = "the call lacks the header that the split is keyed by"},
+}
+
 local function first(value)
   if type(value) == "table" then
     value = value[1]
@@ -39,11 +46,9 @@ local function to_model(handle, headers, method, fields)
   end
   handle:clearRouteCache()
   local route = handle:metadata()
-  if route:get("known") == nil then
-    refuse(handle, 5, "the model does not exist", "MODEL_NOT_FOUND", {model = printable(model)})
-  elseif route:get("refuse") ~= nil then
-    refuse(handle, 3, "the call lacks the header that the split is keyed by",
-      "STICKY_KEY_MISSING", {model = printable(model)})
+  local refusal = REFUSALS[route:get("refuse") or (route:get("known") and "" or "model")]
+  if refusal ~= nil then
+    refuse(handle, refusal.code, refusal.text, refusal.reason, {model = printable(model)})
   end
 end
 

@@ -1,0 +1,153 @@
+"""Live traffic: one ordered schedule of records and predictions, replayed faster than it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from volary.inference.v1.prediction_service_pb2 import PredictResponse
+from volary_client import AsyncClient
+from volary_client.values import Scalar
+from volary_kit.errors import VolaryError
+
+FAILPOINT = "FAILPOINT"  # ErrorInfo reason of a fault that was armed
+
+
+class Ask(Protocol):
+    """A prediction to ask for."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def event_time(self) -> datetime: ...
+    @property
+    def entity_keys(self) -> Mapping[str, str]: ...
+    @property
+    def request_fields(self) -> Mapping[str, Scalar]: ...
+
+
+class Tick(Protocol):
+    """What happens in one stretch of time."""
+
+    @property
+    def until(self) -> datetime: ...
+    @property
+    def records(self) -> Mapping[str, list[dict[str, str]]]: ...
+    @property
+    def asks(self) -> list[Ask]: ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the calls, by the version that answered."""
+
+    total: int = 0
+    answered: Counter[int] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    hurt: int = 0
+    last: PredictResponse | None = None
+    until: datetime | None = None
+    pushed: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Calls that ended with an error."""
+        return sum(self.failures.values())
+
+    @property
+    def failed_by_traffic_change(self) -> int:
+        """Calls that failed although no fault was armed for them: every other failure counts."""
+        return self.failed - self.failures[FAILPOINT]
+
+
+@dataclass(slots=True)
+class Replay:
+    """Play ticks against the edge: push what became known, then ask what was asked.
+
+    At most `in_flight` calls are open and `calls_per_s` begin. A call slower than `slow_s` that
+    a version in `faulty` answered counts as hurt, like one that an armed fault failed.
+    """
+
+    client: AsyncClient
+    model: str
+    ticks: Iterable[Tick]
+    sources: tuple[str, ...]
+    in_flight: int = 16
+    calls_per_s: float = 300.0
+    slow_s: float = 0.25
+    faulty: set[int] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
+    _stopped: bool = False
+    _begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        """End after the present tick."""
+        self._stopped = True
+
+    @contextmanager
+    def serving(self) -> Iterator[asyncio.Task[None]]:
+        """Play in the background; a failure of the replay itself ends the block."""
+        task = asyncio.create_task(self.play())
+        try:
+            yield task
+        finally:
+            self.stop()
+
+    async def play(self) -> None:
+        """Play all ticks, or until `stop`."""
+        limit = asyncio.Semaphore(self.in_flight)
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        async with asyncio.TaskGroup() as calls:
+            for tick in self.ticks:
+                if self._stopped:
+                    return
+                await self._push(tick)
+                for ask in tick.asks:
+                    await limit.acquire()
+                    due_s = max(due_s + 1 / self.calls_per_s, loop.time() - 0.1)
+                    await asyncio.sleep(due_s - loop.time())
+                    calls.create_task(self._ask(ask, limit))
+                self.tally.until = tick.until
+
+    async def _push(self, tick: Tick) -> None:
+        for source in self.sources:
+            records = tick.records.get(source, [])
+            await self.client.push(source, records, watermark=tick.until)
+            self.tally.pushed += len(records)
+
+    async def _ask(self, ask: Ask, limit: asyncio.Semaphore) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            reply = await self.client.predict(
+                self.model,
+                ask.entity_keys,
+                ask.request_fields,
+                event_time=ask.event_time,
+                min_watermark=ask.event_time,
+                subject=ask.subject,
+                timeout_s=10,
+            )
+        except VolaryError as error:
+            self._failed(error)
+        else:
+            self._answered(reply, loop.time() - began_s)
+        finally:
+            limit.release()
+            self.tally.total += 1
+
+    def _failed(self, error: VolaryError) -> None:
+        self.tally.failures[error.reason] += 1
+        self.tally.hurt += error.reason == FAILPOINT
+
+    def _answered(self, reply: PredictResponse, elapsed_s: float) -> None:
+        version = reply.provenance.version
+        self.tally.answered[version] += 1
+        self.tally.hurt += version in self.faulty and elapsed_s > self.slow_s
+        self.tally.last = reply

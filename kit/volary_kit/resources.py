@@ -1,0 +1,196 @@
+"""What the kit opens for a service before its `build`, and closes after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+from redis.asyncio import Redis
+from temporalio.client import Client
+
+from volary_kit.calls import Principal
+from volary_kit.channels import Channels
+from volary_kit.clock import Clock, SystemClock
+from volary_kit.database import Database
+from volary_kit.errors import Unauthenticated, Unavailable
+from volary_kit.health import Health
+from volary_kit.identity import Jwks, SigningKey, TokenSource, Verifier
+from volary_kit.metrics import CallMetrics
+from volary_kit.outgoing import MeshDress
+from volary_kit.registration import Servicer
+from volary_kit.rules.authentication import TokenVerifier
+from volary_kit.server import (
+    MAX_CALLS,
+    STREAM_THREADS,
+    UNARY_THREADS,
+    Address,
+    AioServer,
+    Certificate,
+    Ruling,
+    SyncServer,
+)
+from volary_kit.settings import ServiceSettings
+
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+REDIS_CONNECT_S = 2.0
+NOT_PEERS = frozenset({"temporal_address"})
+
+
+class TemporalConnection:
+    """The client of Temporal, connected when first asked for."""
+
+    def __init__(self, address: str | None, namespace: str) -> None:
+        self._address = address
+        self._namespace = namespace
+        self._lock = asyncio.Lock()
+        self._client: Client | None = None
+
+    async def __call__(self) -> Client:
+        """Return the client; raise Unavailable when Temporal cannot be reached."""
+        async with self._lock:
+            if self._client is None:
+                self._client = await self._connect()
+            return self._client
+
+    async def _connect(self) -> Client:
+        if self._address is None:
+            raise Unavailable("TEMPORAL_NOT_CONFIGURED", "this service has no Temporal address")
+        try:
+            return await Client.connect(self._address, namespace=self._namespace)
+        except RuntimeError as error:
+            raise Unavailable(
+                "TEMPORAL_UNAVAILABLE", "Temporal cannot be reached", retry_after_s=1.0
+            ) from error
+
+
+class RefuseAll:
+    """Verify nothing: no JWKS file is configured, so no credential can be valid."""
+
+    def verify(self, token: str) -> Principal:  # noqa: ARG002
+        raise Unauthenticated("NO_KEYS", "this process knows no keys: set its jwks_file")
+
+
+@dataclass(frozen=True)
+class Resources(Generic[SettingsT]):
+    """What `build` gets: settings, clock, engines, channels, and makers of listeners."""
+
+    service: str
+    settings: SettingsT
+    clock: Clock
+    health: Health
+    ruling: Ruling
+    channels: Channels
+    temporal: TemporalConnection
+    database: Database | None = None
+    redis: Redis | None = None
+    registry: CollectorRegistry = field(default=REGISTRY)
+
+    def aio_server(self, servicers: Sequence[Servicer], *, port: int) -> AioServer:
+        """Make a further asyncio listener on a port of its own."""
+        return AioServer(servicers, self.ruling, self.health, address_of(self.settings, port))
+
+    def sync_server(
+        self,
+        servicers: Sequence[Servicer],
+        *,
+        port: int,
+        threads: int = UNARY_THREADS,
+        streams: int = STREAM_THREADS,
+        queue: int = MAX_CALLS,
+    ) -> SyncServer:
+        """Make a thread-pool listener; see `SyncServer` for the three pools."""
+        return SyncServer(
+            servicers,
+            self.ruling,
+            self.health,
+            address_of(self.settings, port),
+            threads=threads,
+            streams=streams,
+            queue=queue,
+        )
+
+
+def address_of(settings: ServiceSettings, port: int) -> Address:
+    """Return where a service listens, with its certificate where one is set."""
+    certificate = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        certificate = Certificate(
+            settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+        )
+    return Address(settings.host, port, certificate)
+
+
+def verifier_of(settings: ServiceSettings, clock: Clock) -> TokenVerifier:
+    """Return what verifies credentials by the JWKS file, or refuses them all without one."""
+    return RefuseAll() if settings.jwks_file is None else Verifier(Jwks(settings.jwks_file, clock))
+
+
+def tokens_of(settings: ServiceSettings, service: str, clock: Clock) -> TokenSource | None:
+    """Return what signs this service's tokens, None without a private key."""
+    path = settings.service_key_file
+    return None if path is None else TokenSource(SigningKey.read(path, kid=service), clock)
+
+
+def peers_of(settings: ServiceSettings) -> dict[str, str | None]:
+    """Return the addresses of the peers that the settings name, by peer."""
+    names = [name for name in type(settings).model_fields if name.endswith("_address")]
+    return {
+        name.removesuffix("_address"): getattr(settings, name)
+        for name in names
+        if name not in NOT_PEERS
+    }
+
+
+def peer_credentials(ca_file: Path | None) -> grpc.ChannelCredentials | None:
+    """Return TLS credentials for calls to peers, None for plain text on loopback."""
+    if ca_file is None:
+        return None
+    return grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
+
+
+@asynccontextmanager
+async def opened(
+    service: str, settings: SettingsT, clock: Clock | None = None
+) -> AsyncIterator[Resources[SettingsT]]:
+    """Open everything that the settings name; close it in the reverse order."""
+    clock = clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        database = _database(service, settings, stack)
+        redis = _redis(settings, stack)
+        ruling = Ruling(verifier_of(settings, clock), CallMetrics(), clock)
+        dress = MeshDress(tokens_of(settings, service, clock))
+        channels = Channels(service, peers_of(settings), dress)
+        stack.push_async_callback(channels.close)
+        yield Resources(
+            service=service,
+            settings=settings,
+            clock=clock,
+            health=Health(),
+            ruling=ruling,
+            channels=channels,
+            temporal=TemporalConnection(settings.temporal_address, settings.temporal_namespace),
+            database=database,
+            redis=redis,
+        )
+
+
+def _database(service: str, settings: ServiceSettings, stack: AsyncExitStack) -> Database | None:
+    if settings.database_url is None:
+        return None
+    database = Database(settings.database_url, service)
+    stack.push_async_callback(database.close)
+    return database
+
+
+def _redis(settings: ServiceSettings, stack: AsyncExitStack) -> Any:
+    if settings.redis_url is None:
+        return None
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=REDIS_CONNECT_S)
+    stack.push_async_callback(redis.aclose)
+    return redis

@@ -1,0 +1,99 @@
+"""The Envoys that are connected and the snapshot that they shall have."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from volary_gateway.xds.delta import DeltaStream, Rejection, Request, Response
+from volary_gateway.xds.lints import check
+from volary_gateway.xds.snapshot import EMPTY, Snapshot
+
+log = logging.getLogger(__name__)
+REJECTIONS_KEPT = 64
+
+
+class Plane:
+    """Hand each new snapshot to every Envoy and know which of them holds it."""
+
+    def __init__(self) -> None:
+        self._snapshot = EMPTY
+        self._streams: dict[DeltaStream, asyncio.Event] = {}
+        self._moved = asyncio.Event()
+        self.rejections: deque[Rejection] = deque(maxlen=REJECTIONS_KEPT)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot that is served."""
+        return self._snapshot
+
+    @property
+    def connected(self) -> int:
+        """How many Envoys are connected."""
+        return len(self._streams)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Serve a snapshot from now on; raise Internal and keep the old one if it is unsound."""
+        if snapshot.version == self._snapshot.version:
+            return
+        check(snapshot, before=self._snapshot)
+        self._snapshot = snapshot
+        for wake in self._streams.values():
+            wake.set()
+
+    async def converge(self, snapshot: Snapshot, timeout_s: float) -> bool:
+        """Wait until every connected Envoy holds a snapshot, or one that came after it.
+
+        Returns False when none is connected or the time is over before.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._is_held(snapshot):
+                    await self._moved.wait()
+                return True
+        return False
+
+    async def serve(self, requests: AsyncIterator[Request]) -> AsyncIterator[Response]:
+        """Answer one Envoy until it goes away."""
+        stream, wake = DeltaStream(), asyncio.Event()
+        self._streams[stream] = wake
+        reading = asyncio.create_task(self._read(stream, requests, wake))
+        try:
+            while not reading.done():
+                await wake.wait()
+                wake.clear()
+                for response in stream.respond(self._snapshot):
+                    yield response
+                self._announce()
+        finally:
+            reading.cancel()
+            del self._streams[stream]
+            self._announce()
+
+    async def _read(
+        self, stream: DeltaStream, requests: AsyncIterator[Request], wake: asyncio.Event
+    ) -> None:
+        try:
+            async for request in requests:
+                rejection = stream.receive(request)
+                if rejection is not None:
+                    self.rejections.append(rejection)
+                    log.error(
+                        "Envoy %s refused %s %s: %s",
+                        stream.node, rejection.kind, rejection.names, rejection.text,
+                    )  # fmt: skip
+                wake.set()
+        finally:
+            wake.set()
+
+    def _is_held(self, snapshot: Snapshot) -> bool:
+        wanted = self._snapshot if self._snapshot.version != snapshot.version else snapshot
+        return bool(self._streams) and all(stream.holds(wanted) for stream in self._streams)
+
+    def _announce(self) -> None:
+        """Wake everybody who waits for an Envoy to move; who waits anew gets a new event."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
