@@ -9,7 +9,7 @@ import re
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from volary_kit.errors import DataLoss, InvalidArgument, NotFound
 
@@ -111,7 +111,7 @@ class _Writing:
         self._draft = folder / f".{uuid.uuid4().hex}.draft"
         self._file: BinaryIO = self._draft.open("xb")
 
-    def __enter__(self) -> _Writing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -122,7 +122,9 @@ class _Writing:
         """Count bytes to come; raise InvalidArgument past the limit."""
         self._bytes += more
         if max_bytes is not None and self._bytes > max_bytes:
-            raise InvalidArgument("ARTIFACT_TOO_LARGE", f"an artifact has at most {max_bytes} bytes")
+            raise InvalidArgument(
+                "ARTIFACT_TOO_LARGE", f"an artifact has at most {max_bytes} bytes"
+            )
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk."""

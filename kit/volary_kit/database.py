@@ -1,4 +1,4 @@
-"""Postgres by explicit transactions: bounded by the call's deadline, honest about what is unknown."""
+"""Postgres by explicit transactions, bounded by the call's deadline, honest about the unknown."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class translated:  # noqa: N801 - reads as a clause: `with translated():`
     def __enter__(self) -> None:
         """Begin."""
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise the error that a failure stands for, if it stands for one."""
         if error is None or isinstance(error, VolaryError):
             return

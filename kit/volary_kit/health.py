@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from volary_kit.errors import NotFound, VolaryError
+from volary_kit.errors import NotFound
 from volary_kit.registration import Servicer
 
 SERVICE = "grpc.health.v1.Health"
@@ -28,6 +29,7 @@ STARTING_PERIOD_S = 0.1
 TIMEOUT_S = 2.0
 POLL_S = 1.0
 STATUS = health_pb2.HealthCheckResponse
+LIST_REPLY: type[Message] = vars(health_pb2)["HealthListResponse"]  # its stub file lacks it
 Check = Callable[[], Awaitable[object]]
 log = logging.getLogger(__name__)
 
@@ -112,9 +114,9 @@ class _HealthAnswers:
             raise NotFound("SERVICE_UNKNOWN", "no such service here", {"service": request.service})
         return STATUS(status=status)
 
-    def listed(self) -> health_pb2.HealthListResponse:
+    def listed(self) -> Message:
         statuses = self._health.statuses()
-        return health_pb2.HealthListResponse(
+        return LIST_REPLY(
             statuses={name: STATUS(status=status) for name, status in statuses.items()}
         )
 
@@ -129,7 +131,7 @@ class AioHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> STATUS:  # noqa: ARG002
         return self.checked(request)
 
-    async def List(self, request: Any, context: Any) -> health_pb2.HealthListResponse:  # noqa: ARG002
+    async def List(self, request: Any, context: Any) -> Message:  # noqa: ARG002
         return self.listed()
 
     async def Watch(
@@ -138,7 +140,11 @@ class AioHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
         context: Any,  # noqa: ARG002
     ) -> AsyncIterator[STATUS]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        with self._health.watched(lambda: loop.call_soon_threadsafe(changed.set)):
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._health.watched(tell):
             last: STATUS.ServingStatus | None = None
             while True:
                 changed.clear()
@@ -155,7 +161,7 @@ class SyncHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
     def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> STATUS:  # noqa: ARG002
         return self.checked(request)
 
-    def List(self, request: Any, context: Any) -> health_pb2.HealthListResponse:  # noqa: ARG002
+    def List(self, request: Any, context: Any) -> Message:  # noqa: ARG002
         return self.listed()
 
     def Watch(
@@ -213,9 +219,7 @@ class Readiness:
             async with asyncio.timeout(TIMEOUT_S):
                 answer = await check()
             reason = "answered False" if answer is False else ""
-        except (VolaryError, OSError, TimeoutError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        except Exception as error:  # noqa: BLE001 - a driver's own errors; a probe outlives them
+        except Exception as error:  # noqa: BLE001 - a worker loop: whatever a check raises, it failed
             reason = f"{type(error).__name__}: {error}"
         self._note(name, reason)
         return not reason

@@ -12,14 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from volary_kit.database import new_engine, translated
 
-KIT_FOLDER = Path(str(files("volary_kit"))) / "tables"
+KIT_FOLDER = Path(str(files("volary_kit"))) / "tables" / "migrations"
 KIT_VERSIONS = "kit_alembic_version"
 SERVICE_VERSIONS = "alembic_version"
 
@@ -59,6 +56,11 @@ async def migrate(url: str, schema: str, folder: Path | None) -> None:
 
 
 def _upgrade(connection: Connection, folder: Path, version_table: str) -> None:
+    # half a second of imports that a service without a database is spared
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", str(folder))
     config.set_main_option("path_separator", "os")

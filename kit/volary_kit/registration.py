@@ -102,7 +102,7 @@ def _behaviour(handler: Any) -> Callable[..., Any]:
 
 def _bound(name: str, servicer: Servicer, behaviour: Callable[..., Any], row: Policy) -> Method:
     service, _, method = name[1:].partition("/")
-    descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
     return Method(
         name=name,
         policy=row,

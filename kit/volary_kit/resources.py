@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 from redis.asyncio import Redis
-from temporalio.client import Client
 
 from volary_kit.calls import Principal
 from volary_kit.channels import Channels
@@ -20,8 +19,10 @@ from volary_kit.clock import Clock, SystemClock
 from volary_kit.database import Database
 from volary_kit.errors import Unauthenticated, Unavailable
 from volary_kit.health import Health
+from volary_kit.idempotency import PostgresLedger
 from volary_kit.identity import Jwks, SigningKey, TokenSource, Verifier
 from volary_kit.metrics import CallMetrics
+from volary_kit.outbox import Relay
 from volary_kit.outgoing import MeshDress
 from volary_kit.registration import Servicer
 from volary_kit.rules.authentication import TokenVerifier
@@ -35,11 +36,26 @@ from volary_kit.server import (
     Ruling,
     SyncServer,
 )
-from volary_kit.settings import ServiceSettings
+from volary_kit.settings import ServiceSettings, SettingsError, prefix_of
+from volary_kit.streams import Publisher
+from volary_kit.supervision import Work
+from volary_kit.telemetry import Telemetry
+
+if TYPE_CHECKING:  # both are slow to import, and a service without a database needs neither
+    from temporalio.client import Client
+
+    from volary_kit.operations import Operations
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 REDIS_CONNECT_S = 2.0
 NOT_PEERS = frozenset({"temporal_address"})
+
+
+class NotConfigured(SettingsError):
+    """A service was started without an engine that it cannot do without."""
+
+    def __init__(self, service: str, key: str) -> None:
+        super().__init__(f"set {prefix_of(service)}{key.upper()}: {service} does not run without")
 
 
 class TemporalConnection:
@@ -61,6 +77,8 @@ class TemporalConnection:
     async def _connect(self) -> Client:
         if self._address is None:
             raise Unavailable("TEMPORAL_NOT_CONFIGURED", "this service has no Temporal address")
+        from temporalio.client import Client
+
         try:
             return await Client.connect(self._address, namespace=self._namespace)
         except RuntimeError as error:
@@ -87,9 +105,53 @@ class Resources(Generic[SettingsT]):
     ruling: Ruling
     channels: Channels
     temporal: TemporalConnection
+    telemetry: Telemetry
     database: Database | None = None
     redis: Redis | None = None
     registry: CollectorRegistry = field(default=REGISTRY)
+    ledger: PostgresLedger | None = None
+    operations: Operations | None = None
+
+    def require_database(self) -> Database:
+        """Return the database; raise NotConfigured when the settings name none."""
+        if self.database is None:
+            raise NotConfigured(self.service, "database_url")
+        return self.database
+
+    def require_redis(self) -> Redis:
+        """Return Redis; raise NotConfigured when the settings name none."""
+        if self.redis is None:
+            raise NotConfigured(self.service, "redis_url")
+        return self.redis
+
+    def require_operations(self) -> Operations:
+        """Return the long-running operations; raise NotConfigured without a database."""
+        if self.operations is None:
+            raise NotConfigured(self.service, "database_url")
+        return self.operations
+
+    def chores(self) -> list[Work]:
+        """Return the background work of the kit's own parts: what the engines at hand need."""
+        chores: list[Work] = []
+        if self.ledger is not None:
+            chores.append(self.ledger.run)
+        if self.database is not None and self.redis is not None:
+            chores.append(Relay(self.database, Publisher(self.redis)).run)
+        if self.operations is not None and self.operations.has_handlers:
+            chores.append(self.operations.run)
+        return chores
+
+    def operations_servicers(self) -> list[Servicer]:
+        """Return `google.longrunning.Operations` where this service runs operations."""
+        if self.operations is None or not self.operations.has_handlers:
+            return []
+        from volary_longrunning import operations_pb2_grpc
+
+        from volary_kit.operations.handlers import OperationsHandler
+
+        handler = OperationsHandler(self.operations)
+        add = operations_pb2_grpc.add_OperationsServicer_to_server
+        return [Servicer(add, handler, "google.longrunning.Operations")]
 
     def aio_server(self, servicers: Sequence[Servicer], *, port: int) -> AioServer:
         """Make a further asyncio listener on a port of its own."""
@@ -161,12 +223,16 @@ async def opened(
     """Open everything that the settings name; close it in the reverse order."""
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
+        telemetry = _telemetry(service, settings, stack)  # closed last: it flushes all the others
         database = _database(service, settings, stack)
         redis = _redis(settings, stack)
-        ruling = Ruling(verifier_of(settings, clock), CallMetrics(), clock)
-        dress = MeshDress(tokens_of(settings, service, clock))
+        ledger = None if database is None else PostgresLedger(database, clock)
+        verifier = verifier_of(settings, clock)
+        ruling = Ruling(verifier, CallMetrics(), clock, telemetry, ledger)
+        dress = MeshDress(tokens_of(settings, service, clock), telemetry)
         channels = Channels(service, peers_of(settings), dress)
         stack.push_async_callback(channels.close)
+        temporal = TemporalConnection(settings.temporal_address, settings.temporal_namespace)
         yield Resources(
             service=service,
             settings=settings,
@@ -174,10 +240,20 @@ async def opened(
             health=Health(),
             ruling=ruling,
             channels=channels,
-            temporal=TemporalConnection(settings.temporal_address, settings.temporal_namespace),
+            temporal=temporal,
+            telemetry=telemetry,
             database=database,
             redis=redis,
+            ledger=ledger,
+            operations=_operations(service, database, temporal, clock),
         )
+
+
+def _telemetry(service: str, settings: ServiceSettings, stack: AsyncExitStack) -> Telemetry:
+    telemetry = Telemetry(service, instance=settings.instance, endpoint=settings.otlp_endpoint)
+    telemetry.install()
+    stack.callback(telemetry.close)
+    return telemetry
 
 
 def _database(service: str, settings: ServiceSettings, stack: AsyncExitStack) -> Database | None:
@@ -186,6 +262,16 @@ def _database(service: str, settings: ServiceSettings, stack: AsyncExitStack) ->
     database = Database(settings.database_url, service)
     stack.push_async_callback(database.close)
     return database
+
+
+def _operations(
+    service: str, database: Database | None, temporal: TemporalConnection, clock: Clock
+) -> Operations | None:
+    if database is None:
+        return None
+    from volary_kit.operations import Operations
+
+    return Operations(service, database, temporal, clock)
 
 
 def _redis(settings: ServiceSettings, stack: AsyncExitStack) -> Any:

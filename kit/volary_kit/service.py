@@ -1,12 +1,12 @@
 """The life of a service process: open, migrate, build, listen, drain, close.
 
-    @asynccontextmanager
-    async def build(kit: Resources[RegistrySettings]) -> AsyncIterator[Service]:
-        store = Store(kit.database)
-        yield Service([Servicer(add_RegistryServiceServicer_to_server, Handler(store), NAME)])
+@asynccontextmanager
+async def build(kit: Resources[RegistrySettings]) -> AsyncIterator[Service]:
+    store = Store(kit.database)
+    yield Service([Servicer(add_RegistryServiceServicer_to_server, Handler(store), NAME)])
 
-    def main() -> None:
-        run("registry", RegistrySettings, build)
+def main() -> None:
+    run("registry", RegistrySettings, build)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import uvloop
 
 from volary_kit.errors import Unavailable
 from volary_kit.health import Check, Readiness
+from volary_kit.logs import configure
 from volary_kit.metrics import serve_metrics
 from volary_kit.migrations import MigrationError, migrate, migrations_of
 from volary_kit.registration import ContractError, Servicer
@@ -62,7 +63,7 @@ def run(name: str, settings_type: type[SettingsT], build: Build[SettingsT]) -> N
     """Run a service until SIGTERM; exit 0 after a drain, 1 when it cannot start, 2 on settings."""
     try:
         settings = settings_type.read()
-        configure_logs(name, settings)
+        configure(name, settings.instance, settings.log_level)
         uvloop.run(serve(name, settings, build))
     except SettingsError as error:
         _exit(name, error, EXIT_SETTINGS)
@@ -75,11 +76,6 @@ def _exit(name: str, error: Exception, code: int) -> None:
     sys.exit(code)
 
 
-def configure_logs(name: str, settings: ServiceSettings) -> None:
-    """Send the log of the process to standard error."""
-    logging.basicConfig(level=settings.log_level, format=f"%(asctime)s {name} %(message)s")
-
-
 async def serve(name: str, settings: SettingsT, build: Build[SettingsT]) -> None:
     """Open the resources, build the service, take calls until told to stop."""
     with _stop_signals() as stopping:
@@ -89,16 +85,15 @@ async def serve(name: str, settings: SettingsT, build: Build[SettingsT]) -> None
                 await _take_calls(kit, service, stopping)
 
 
-async def _take_calls(
-    kit: Resources[SettingsT], service: Service, stopping: asyncio.Event
-) -> None:
+async def _take_calls(kit: Resources[SettingsT], service: Service, stopping: asyncio.Event) -> None:
     listeners = list(service.listeners)
-    if service.servicers:
+    servicers = [*service.servicers, *kit.operations_servicers()]
+    if servicers:
         address = address_of(kit.settings, kit.settings.port)
-        listeners.append(AioServer(service.servicers, kit.ruling, kit.health, address))
+        listeners.append(AioServer(servicers, kit.ruling, kit.health, address))
     close_metrics = _metrics(kit)
     readiness = Readiness(kit.health, service.readiness)
-    async with Supervisor([*service.background, readiness.watch]):
+    async with Supervisor([*kit.chores(), *service.background, readiness.watch]):
         for listener in listeners:
             await listener.start()
         log.info("taking calls on %s", ", ".join(str(_address(each)) for each in listeners))

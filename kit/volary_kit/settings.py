@@ -48,6 +48,9 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = "0"
 
+    def __init_subclass__(cls, service: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
     @classmethod
     def __pydantic_init_subclass__(cls, service: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)

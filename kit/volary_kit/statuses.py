@@ -109,11 +109,11 @@ def error_of(status: Status) -> VolaryError:
     kind = ERRORS.get(status.code, errors.Internal)
     info, violations, retry_after_s = ErrorInfo(), {}, None
     for detail in status.details:
-        if bad := _unpacked(detail, BadRequest):
+        if bad := unpacked(detail, BadRequest):
             violations = {row.field: row.description for row in bad.field_violations}
-        elif retry := _unpacked(detail, RetryInfo):
+        elif retry := unpacked(detail, RetryInfo):
             retry_after_s = duration_us(retry.retry_delay) / MICROS
-        elif found := _unpacked(detail, ErrorInfo):
+        elif found := unpacked(detail, ErrorInfo):
             info = found
     reason = info.reason or code_pb2.Code.Name(status.code)
     return kind(
@@ -125,15 +125,13 @@ def error_of(status: Status) -> VolaryError:
     )
 
 
-def _unpacked(detail: AnyMessage, kind: type[M]) -> M | None:
-    if not detail.Is(kind.DESCRIPTOR):
-        return None
+def unpacked(detail: AnyMessage, kind: type[M]) -> M | None:
+    """Return the message in a detail if it is of that kind and whole."""
     message = kind()
     try:
-        detail.Unpack(message)
+        return message if detail.Unpack(message) else None
     except DecodeError:
         return None
-    return message
 
 
 def error_of_rpc(failure: grpc.RpcError) -> VolaryError:

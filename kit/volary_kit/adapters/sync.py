@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import Message
@@ -179,10 +179,11 @@ class SyncAdapter:
         self._rules.received(call, request)
         return request
 
-    def _fail(self, call: Call, context: grpc.ServicerContext, error: Exception) -> None:
+    def _fail(self, call: Call, context: grpc.ServicerContext, error: Exception) -> NoReturn:
         outcome = outcome_of(call, error)
         self._rules.after(call, outcome)
         status = outcome.status
-        own = tuple(context.trailing_metadata() or ())  # pyright: ignore[reportAttributeAccessIssue]
+        own = tuple(context.trailing_metadata() or ())
         context.set_trailing_metadata((*own, (DETAILS_KEY, status.SerializeToString())))
         context.abort(GRPC_CODES[status.code], status.message)
+        raise AssertionError("abort raises")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
@@ -62,7 +62,7 @@ class SyncChannel(grpc.Channel):
     def close(self) -> None:
         self._inner.close()
 
-    def __enter__(self) -> SyncChannel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 
 from google.rpc import code_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from volary_kit.calls import Call
 from volary_kit.errors import Cancelled, Internal, VolaryError
 from volary_kit.rules.chain import Outcome, Rule
 from volary_kit.rules.deadline import expired
-from volary_kit.statuses import code_of, new_error_id, status_of
+from volary_kit.statuses import code_of, new_error_id, status_of, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,5 @@ class ErrorLog(Rule):
 
 def error_id_of(status: Status) -> str:
     """Return the error id that the caller was given, empty if there is none."""
-    from google.rpc.error_details_pb2 import ErrorInfo
-
-    for detail in status.details:
-        info = ErrorInfo()
-        if detail.Is(ErrorInfo.DESCRIPTOR) and detail.Unpack(info):
-            return info.metadata.get("error_id", "")
-    return ""
+    found = [info for detail in status.details if (info := unpacked(detail, ErrorInfo))]
+    return found[0].metadata.get("error_id", "") if found else ""

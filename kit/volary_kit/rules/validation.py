@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import protovalidate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -14,7 +15,6 @@ from volary_kit.errors import Internal, InvalidArgument
 from volary_kit.rules.chain import Rule
 
 FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
-Check = Callable[[Message], str | None]
 
 
 class Validation(Rule):
@@ -29,8 +29,11 @@ class Validation(Rule):
             raise InvalidArgument("NOT_A_NUMBER", "NaN is not accepted", field=path)
         try:
             violations = self._validator.collect_violations(request)
-        except (protovalidate.CompilationError, protovalidate.EvaluationError) as error:
+        except protovalidate.CompilationError as error:
             raise Internal("VALIDATION_RULE_BROKEN", f"{call.method}: {error}") from error
+        except protovalidate.EvaluationError as error:
+            # a rule of the .proto that cannot be worked out for these very values
+            raise InvalidArgument("INVALID_REQUEST", "the request breaks a rule") from error
         if violations:
             raise invalid(violations)
 
@@ -45,9 +48,9 @@ def invalid(violations: Iterable[protovalidate.Violation]) -> InvalidArgument:
 def field_path(violation: protovalidate.Violation) -> str:
     """Return the path of a violation, as `steps[0].weight`."""
     parts: list[str] = []
-    for element in violation.proto.field.elements:
-        which = element.WhichOneof("subscript")
-        subscript = "" if which is None else f"[{getattr(element, which)}]"
+    path = violation.proto.field
+    for element in () if path is None else path.elements:
+        subscript = "" if element.subscript is None else f"[{element.subscript.value}]"
         parts.append(element.field_name + subscript)
     return ".".join(parts) or "request"
 
@@ -72,7 +75,7 @@ def nan_path(message: Message) -> str | None:
     return None
 
 
-def _nan_in_field(field: FieldDescriptor, value: object) -> str | None:
+def _nan_in_field(field: FieldDescriptor, value: Any) -> str | None:
     if field.cpp_type in FLOATS:
         return field.name if _holds_nan(value if field.is_repeated else (value,)) else None
     if field.message_type is None or not may_hold_floats(field.message_type):
@@ -81,16 +84,17 @@ def _nan_in_field(field: FieldDescriptor, value: object) -> str | None:
         return _below(field.name, value)
     if field.message_type.GetOptions().map_entry:
         return _nan_in_map(field, value)
-    for index, element in enumerate(value):  # pyright: ignore[reportArgumentType]
+    for index, element in enumerate(value):
         path = _below(f"{field.name}[{index}]", element)
         if path is not None:
             return path
     return None
 
 
-def _nan_in_map(field: FieldDescriptor, value: object) -> str | None:
-    of_messages = field.message_type.fields_by_name["value"].message_type is not None
-    for key, element in value.items():  # pyright: ignore[reportAttributeAccessIssue]
+def _nan_in_map(field: FieldDescriptor, value: Any) -> str | None:
+    entry = field.message_type
+    of_messages = entry is not None and entry.fields_by_name["value"].message_type is not None
+    for key, element in value.items():
         where = f"{field.name}[{key!r}]"
         if of_messages:
             path = _below(where, element)
@@ -101,15 +105,15 @@ def _nan_in_map(field: FieldDescriptor, value: object) -> str | None:
     return None
 
 
-def _below(where: str, message: object) -> str | None:
-    inner = nan_path(message)  # pyright: ignore[reportArgumentType]
+def _below(where: str, message: Message) -> str | None:
+    inner = nan_path(message)
     return None if inner is None else f"{where}.{inner}"
 
 
 def _holds_nan(values: Iterable[float]) -> bool:
     # a NaN makes the sum NaN, at the speed of C; inf - inf does too, so look again then
     total = sum(values)
-    return total != total and any(value != value for value in values)  # noqa: PLR0124
+    return total != total and any(value != value for value in values)
 
 
 @cache

@@ -39,10 +39,19 @@ class Plane:
         """Serve a snapshot from now on; raise Internal and keep the old one if it is unsound."""
         if snapshot.version == self._snapshot.version:
             return
-        check(snapshot, before=self._snapshot)
+        self.check(snapshot)
         self._snapshot = snapshot
         for wake in self._streams.values():
             wake.set()
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise Internal unless a snapshot may follow the one that is served."""
+        check(snapshot, before=self._snapshot)
+
+    def is_held(self, snapshot: Snapshot) -> bool:
+        """Say whether every connected Envoy holds a snapshot, or one that came after it."""
+        wanted = self._snapshot if self._snapshot.version != snapshot.version else snapshot
+        return bool(self._streams) and all(stream.holds(wanted) for stream in self._streams)
 
     async def converge(self, snapshot: Snapshot, timeout_s: float) -> bool:
         """Wait until every connected Envoy holds a snapshot, or one that came after it.
@@ -51,7 +60,7 @@ class Plane:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not self._is_held(snapshot):
+                while not self.is_held(snapshot):
                     await self._moved.wait()
                 return True
         return False
@@ -88,10 +97,6 @@ class Plane:
                 wake.set()
         finally:
             wake.set()
-
-    def _is_held(self, snapshot: Snapshot) -> bool:
-        wanted = self._snapshot if self._snapshot.version != snapshot.version else snapshot
-        return bool(self._streams) and all(stream.holds(wanted) for stream in self._streams)
 
     def _announce(self) -> None:
         """Wake everybody who waits for an Envoy to move; who waits anew gets a new event."""

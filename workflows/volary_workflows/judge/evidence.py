@@ -38,6 +38,7 @@ MULTIPLES_OF_LIMIT = np.array([1.2, 1.5, 2.0, 3.0, 5.0, 10.0])
 RATIOS_OF_ASSIGNMENT = np.array([1 / 2, 1 / 1.25, 1.25, 2.0])
 FIRST_START = 0.9
 HIGHEST_RATE = 0.99
+IMPOSSIBLE = -1e12  # log of a likelihood that is 0, finite so that no event times it is 0
 
 
 def log_mean(logs: Floats, weights: Floats) -> Floats:
@@ -57,13 +58,13 @@ def start_weights(cells: int) -> Floats:
     return np.concatenate([[FIRST_START], (1 - FIRST_START) / (later * (later + 1))])[:cells]
 
 
-def log_worse(series: Series) -> Floats:
-    """Return the log evidence against "the candidate's event rate is no higher".
+def log_worse(series: Series, bound: float = 1.0) -> Floats:
+    """Return the log evidence against "the rate ratio is at most `bound`": no higher, for 1.
 
     In cells where the candidate answers every call nothing is left to compare with; there the
     null is "its rate is at most the declared limit", and without a limit they say nothing.
     """
-    split = _log_ratio_cells(series, RATIOS_WORSE, bound=1.0)
+    split = _log_ratio_cells(series, RATIOS_WORSE * bound, bound)
     full = _log_above_limit_cells(series)
     weights = start_weights(series.shares.shape[-1])
     uniform = np.full(len(RATIOS_WORSE), 1 / len(RATIOS_WORSE))
@@ -144,10 +145,9 @@ def _log_above_limit_cells(series: Series) -> Floats:
 
 
 def _bernoulli(events: Floats, others: Floats, rates: Floats, bound: float) -> Floats:
-    with np.errstate(divide="ignore"):
-        ratio = np.log(rates / bound)
-    hits = np.where(events > 0, events * np.where(np.isinf(ratio), -1e300, ratio), 0.0)
-    return hits + others * np.log((1 - rates) / (1 - bound))
+    """Return the log likelihood ratio of rates against the bound; a rate of 0 forbids events."""
+    ratio = np.where(rates > 0, np.log(np.maximum(rates, 1e-300) / bound), IMPOSSIBLE)
+    return events * ratio + others * np.log((1 - rates) / (1 - bound))
 
 
 def _suffix_sums(cells: Floats) -> Floats:

@@ -21,9 +21,13 @@ class Guard:
     baseline; the shares add up over guards. `margin` is the relative worsening that promotion
     must rule out (0.5: a rate ratio of 1.5). `ceiling` is the candidate's event rate that is
     acceptable whatever the baseline does, 0 for none: for `error_rate` the share of errors, for
-    `latency_quantile` the share of calls slower than `limit_us`. `min_effect` is the smallest
-    rise of the event rate, absolute, that rolls back; a certain but smaller one pauses. A guard
-    with `promotes` false can roll back but is not needed for PASS.
+    `latency_quantile` the share of calls slower than `limit_us`, or, where that is 0, than the
+    baseline's highest frozen quantile. `min_effect` is the smallest rise of the event rate,
+    absolute, that rolls back; a certain but smaller one pauses. A guard with `promotes` false
+    can roll back but is not needed for PASS.
+
+    An error guard rolls back on any ratio above 1. A latency guard does so above 1 + margin: a
+    small share fills smaller batches, so equal versions need not have equal latencies.
     """
 
     metric: str = "errors"
@@ -34,6 +38,11 @@ class Guard:
     limit_us: int = 0
     min_effect: float = 0.002
     promotes: bool = True
+
+    @property
+    def tolerated_ratio(self) -> float:
+        """Return the rate ratio up to which the candidate is not called worse."""
+        return 1.0 if self.kind == ERROR_RATE else 1 + self.margin
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,20 @@ class Series:
 
 
 def series_of(guard: Guard, inputs: Inputs) -> list[Series]:
-    """Return the series that a guard tests: one for errors, one a threshold for latency."""
+    """Return the series that a guard tests: one for errors, one a threshold for latency.
+
+    A copy waits behind the call that it copies, so shadow cells say nothing about latency.
+    """
     if guard.kind != LATENCY_QUANTILE:
         return [_error_series(guard, inputs)]
     thresholds = inputs.thresholds_us or inputs.edges_us
-    series = [_latency_series(inputs, threshold) for threshold in thresholds]
-    if guard.ceiling > 0 and guard.limit_us > 0 and inputs.edges_us:
-        limit = edge_at_or_above(inputs.edges_us, guard.limit_us)
-        absolute = _latency_series(inputs, limit)
+    cells = [cell for cell in inputs.cells if not cell.shadow]
+    if not cells or not thresholds:
+        return []
+    series = [_latency_series(cells, inputs.edges_us, threshold) for threshold in thresholds]
+    if guard.ceiling > 0 and (guard.limit_us > 0 or inputs.thresholds_us):
+        limit = edge_at_or_above(inputs.edges_us, guard.limit_us or thresholds[-1])
+        absolute = _latency_series(cells, inputs.edges_us, limit)
         series.append(replace(absolute, limit=guard.ceiling, has_margin=False))
     return series
 
@@ -138,8 +144,8 @@ def _error_series(guard: Guard, inputs: Inputs) -> Series:
     return replace(series, is_per_step=inputs.sticky, limit=guard.ceiling)
 
 
-def _latency_series(inputs: Inputs, threshold_us: int) -> Series:
-    first = inputs.edges_us.index(threshold_us) + 1
+def _latency_series(cells: list[Cell], edges_us: list[int], threshold_us: int) -> Series:
+    first = edges_us.index(threshold_us) + 1
 
     def slower(counts: Counts) -> int:
         return sum(counts.latency[first:])
@@ -147,7 +153,7 @@ def _latency_series(inputs: Inputs, threshold_us: int) -> Series:
     def timed(counts: Counts) -> int:
         return sum(counts.latency)
 
-    return _series(f"latency > {threshold_us / 1000:g} ms", inputs.cells, slower, timed)
+    return _series(f"latency > {threshold_us / 1000:g} ms", cells, slower, timed)
 
 
 def _series(

@@ -128,7 +128,7 @@ def _promotion(
         return PASS, [GOOD_ENOUGH]
     if all(f.is_good for f in needed):
         return INCONCLUSIVE, blocks
-    hopeless = any(f.more_calls < 0 for f in needed)
+    hopeless = any(f.more_calls < 0 and f.candidate_calls > 0 for f in needed)
     return INCONCLUSIVE, [CANNOT_PASS if hopeless else NEEDS_MORE_CALLS, *blocks]
 
 
@@ -144,7 +144,7 @@ def _blocks(inputs: Inputs) -> list[str]:
 
 def _find(guard: Guard, inputs: Inputs) -> GuardFinding:
     series = series_of(guard, inputs)
-    worse = [float(log_worse(each)) for each in series]
+    worse = [float(log_worse(each, guard.tolerated_ratio)) for each in series]
     good = _log_good(guard, series)
     is_good = good >= -math.log(guard.alpha)
     worst = series[int(np.argmax(worse))] if series else None

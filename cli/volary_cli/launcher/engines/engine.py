@@ -67,9 +67,7 @@ async def _until_ready(engine: Engine, child: Child, log: Path, deadline_s: floa
         async with asyncio.timeout(deadline_s):
             while not await engine.is_ready():
                 if child.exit_code is not None:
-                    raise EngineError(
-                        f"{engine.name} ended with {child.exit_code}:\n{tail(log)}"
-                    )
+                    raise EngineError(f"{engine.name} ended with {child.exit_code}:\n{tail(log)}")
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise EngineError(

@@ -1,4 +1,4 @@
-"""Envoy from its wheel, with a bootstrap whose only static content is the way to its control plane."""
+"""Envoy from its wheel; its bootstrap holds only the way to its control plane."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ class PostgresEngine:
     def address(self) -> str:
         return f"{LOOPBACK}:{self.port}"
 
-    def url(self, user: str = ADMIN, password: str | None = None, database: str = ADMIN) -> str:
+    def url(
+        self, user: str = ADMIN, password: str | None = None, database: str = "postgres"
+    ) -> str:
         """Return the URL of a role; without a password the administrator's."""
         secret = quote(self._password if password is None else password, safe="")
         return f"postgresql://{user}:{secret}@{self.address}/{database}"

@@ -55,9 +55,7 @@ def reachable_copy(tree: Path, label: str, user: str | None) -> Path:
 
 def _is_open_to_all(path: Path) -> bool:
     resolved = path.resolve()
-    return all(
-        folder.stat().st_mode & stat.S_IXOTH for folder in (resolved, *resolved.parents)
-    )
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (resolved, *resolved.parents))
 
 
 def _open_to_all(tree: Path) -> None:

@@ -69,9 +69,7 @@ class RedisEngine:
         )
 
     def command(self) -> Command:
-        return Command(
-            argv=(str(newest_binary()), str(self._configuration)), folder=self._folder
-        )
+        return Command(argv=(str(newest_binary()), str(self._configuration)), folder=self._folder)
 
     async def is_ready(self) -> bool:
         """Ask PING; a server that still loads its file says no."""

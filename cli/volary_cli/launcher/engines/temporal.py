@@ -112,8 +112,7 @@ async def find_binary(cache: Path) -> Path:
     found = Path(on_path) if on_path else _wheel_binary()
     if found is not None:
         return found
-    cache.mkdir(parents=True, exist_ok=True)
-    return await _download(cache) or await _go_install(cache)
+    return await _download(cache / "sdk") or await _go_install(cache)
 
 
 def _wheel_binary() -> Path | None:
@@ -125,10 +124,8 @@ def _wheel_binary() -> Path | None:
     return next((path for path in binaries if path.exists()), None)
 
 
-async def _download(cache: Path) -> Path | None:
+async def _download(folder: Path) -> Path | None:
     """Let the SDK fetch the binary; None when it cannot within 30 s."""
-    folder = cache / "sdk"
-    folder.mkdir(exist_ok=True)
     known = executable_in(folder)
     if known is not None:
         return known
@@ -142,8 +139,9 @@ async def _download(cache: Path) -> Path | None:
 
 
 def executable_in(folder: Path) -> Path | None:
-    """Return what an earlier download left in a folder of its own."""
-    files = folder.iterdir() if folder.exists() else ()
+    """Make the folder and return what an earlier download left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = folder.iterdir()
     return next((file for file in files if file.is_file() and os.access(file, os.X_OK)), None)
 
 

@@ -58,7 +58,6 @@ def ensure_test_server(cache: Path, *, maven: str = MAVEN_CENTRAL) -> Path:
 
 async def _download(folder: Path) -> Path | None:
     """Let the SDK fetch it; None when it cannot within 30 s."""
-    folder.mkdir(exist_ok=True)
     try:
         async with asyncio.timeout(DOWNLOAD_S):
             server = await WorkflowEnvironment.start_time_skipping(download_dest_dir=str(folder))
@@ -85,7 +84,9 @@ def _java() -> Path:
 
 
 def _locked() -> tuple[str, list[Jar]]:
-    lock = json.loads((resources.files(__package__) / "maven.lock.json").read_text())
+    lock = json.loads(
+        (resources.files("volary_cli.launcher.engines") / "maven.lock.json").read_text()
+    )
     return lock["main_class"], [Jar(jar["path"], jar["sha256"]) for jar in lock["jars"]]
 
 

@@ -1,4 +1,4 @@
-"""Names of models, versions and routes, as they stand in resources, headers and clusters."""
+"""Names of models, versions and routes, as they stand in scopes, headers and clusters."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from volary_kit.errors import InvalidArgument
-
-TOKEN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"  # an id of a model, a project, a rollout
-MODEL = re.compile(rf"projects/({TOKEN})/models/({TOKEN})")
-TRAFFIC = re.compile(rf"projects/({TOKEN})/models/({TOKEN})/traffic")
-VERSION = re.compile(rf"projects/({TOKEN})/models/({TOKEN})/versions/([1-9][0-9]{{0,17}})")
-ROLLOUT = re.compile(rf"projects/({TOKEN})/rollouts/([A-Za-z0-9][A-Za-z0-9_.-]{{0,127}})")
-CLUSTER = re.compile(rf"version/({TOKEN})/({TOKEN})/([1-9][0-9]*)")
+CLUSTER = re.compile(r"version/([^/]+)/([^/]+)/([0-9]+)")
+ROUTE_PARTS = 4
 NONE = "-"  # stands for an empty part of a route name
-
-
-def _parts(pattern: re.Pattern[str], text: str, field: str) -> tuple[str, ...]:
-    match = pattern.fullmatch(text)
-    if match is None:
-        raise InvalidArgument("NAME_INVALID", f"{text[:128]!r} is no valid {field}", field=field)
-    return match.groups()
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -33,16 +20,6 @@ class ModelName:
 
     def __str__(self) -> str:
         return f"projects/{self.project}/models/{self.model}"
-
-    @classmethod
-    def parse(cls, text: str, field: str = "model") -> Self:
-        """Read `projects/{project}/models/{model}`."""
-        return cls(*_parts(MODEL, text, field))
-
-    @classmethod
-    def of_traffic(cls, text: str, field: str = "name") -> Self:
-        """Read `projects/{project}/models/{model}/traffic`."""
-        return cls(*_parts(TRAFFIC, text, field))
 
     @property
     def scope(self) -> str:
@@ -60,12 +37,6 @@ class VersionName:
 
     def __str__(self) -> str:
         return f"projects/{self.project}/models/{self.model}/versions/{self.version}"
-
-    @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """Read `projects/{project}/models/{model}/versions/{version}`."""
-        project, model, version = _parts(VERSION, text, field)
-        return cls(project, model, int(version))
 
     @classmethod
     def of(cls, model: ModelName, version: int) -> Self:
@@ -105,20 +76,10 @@ class RouteName:
     def parse(cls, text: str) -> Self | None:
         """Return the parts of a route name, None when it is not one."""
         parts = text.split("/")
-        if len(parts) != 4 or not parts[3].isdigit():
+        if len(parts) != ROUTE_PARTS or not parts[3].isdigit():
             return None
         model, rollout, step, generation = parts
         return cls(model, _some(rollout), _some(step), int(generation))
-
-
-def rollout_id(name: str, project: str, field: str = "rollout") -> str:
-    """Return the id in `projects/{project}/rollouts/{id}`, empty for an empty name."""
-    if not name:
-        return ""
-    owner, rollout = _parts(ROLLOUT, name, field)
-    if owner != project:
-        raise InvalidArgument("NAME_INVALID", "the rollout is of another project", field=field)
-    return rollout
 
 
 def _some(part: str) -> str:

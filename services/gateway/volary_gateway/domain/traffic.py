@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from volary_kit.errors import Aborted, FailedPrecondition, InvalidArgument
-from volary_gateway.domain.names import ModelName, RouteName, rollout_id
+from volary_gateway.domain.names import ModelName, RouteName
 
 TOTAL = 10_000  # constant, so that a ramp only ever adds callers to the candidate
-MAX_STEP = 64
 
 IsReady = Callable[[int], bool]
 
@@ -84,15 +83,21 @@ class Traffic:
     @property
     def route(self) -> RouteName:
         """The name under which its evidence is counted."""
-        rollout = rollout_id(self.rollout, self.model.project)
-        return RouteName(self.model.model, rollout, self.step, self.generation)
+        return RouteName(self.model.model, self.rollout, self.step, self.generation)
 
     @property
     def versions(self) -> tuple[int, ...]:
         """Every version that a call or a copy may reach by the split, production included."""
-        shadow = (self.shadow.version,) if self.shadow else ()
-        serving = (w.version for w in self.weights)
-        return tuple(dict.fromkeys((*serving, *shadow, *((self.production,) * bool(self.production)))))
+        named = [w.version for w in self.weights]
+        named += [self.shadow.version] if self.shadow else []
+        named += [self.production] if self.production else []
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def receiving(self) -> frozenset[int]:
+        """The versions that receive calls or copies of them."""
+        shadow = {self.shadow.version} if self.shadow else set()
+        return frozenset(shadow | {w.version for w in self.weights if w.weight})
 
     def weight_of(self, version: int) -> int:
         """Return a version's share, 0 when it has none."""
@@ -122,7 +127,6 @@ def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int
     FailedPrecondition `VERSION_NOT_READY`.
     """
     check_split(change.weights, change.shadow)
-    rollout_id(change.rollout, current.model.project)
     if change.expected_generation != current.generation:
         raise _stale(current, change.expected_generation)
     production = change.production or current.production or change.weights[-1].version
@@ -246,11 +250,8 @@ def _with_production(traffic: Traffic, production: int) -> Traffic:
 
 
 def _require_ready(after: Traffic, is_ready: IsReady, production: int) -> None:
-    asked = [w.version for w in after.weights if w.weight]
-    asked += [after.shadow.version] if after.shadow else []
-    if production != after.production:
-        asked.append(production)
-    for version in asked:
+    fresh = {production} if production != after.production else set()
+    for version in sorted(after.receiving | fresh):
         if not is_ready(version):
             raise FailedPrecondition(
                 "VERSION_NOT_READY",

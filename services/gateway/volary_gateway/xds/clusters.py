@@ -11,14 +11,11 @@ from collections.abc import Iterable
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
 from envoy.config.core.v3 import address_pb2, health_check_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
-from envoy.extensions.transport_sockets.internal_upstream.v3 import internal_upstream_pb2
-from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from volary_gateway.xds.edge import SHADOW_CLUSTER
 from volary_gateway.xds.packing import address, ads, pack, seconds
 
 Cluster = cluster_pb2.Cluster
@@ -27,7 +24,6 @@ MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
 RETRY_BUDGET_PERCENT = 20.0
 CONNECT_TIMEOUT_S = 0.5
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-SHADOW_LISTENER = "shadow"
 
 
 def replica_cluster(name: str) -> Cluster:
@@ -71,33 +67,6 @@ def fixed_cluster(name: str, host_port: str) -> Cluster:
         common_lb_config=_no_panic(),
         load_assignment=endpoints(name, [host_port]),
     )
-
-
-def shadow_cluster() -> Cluster:
-    """Return the way into the listener inside Envoy through which copies go."""
-    inside = address_pb2.Address(
-        envoy_internal_address=address_pb2.EnvoyInternalAddress(
-            server_listener_name=SHADOW_LISTENER
-        )
-    )
-    group = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[_endpoint(inside)])
-    cluster = Cluster(
-        name=SHADOW_CLUSTER,
-        type=Cluster.STATIC,
-        connect_timeout=seconds(CONNECT_TIMEOUT_S),
-        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
-        circuit_breakers=_breakers(),
-        common_lb_config=_no_panic(),
-        load_assignment=endpoint_pb2.ClusterLoadAssignment(
-            cluster_name=SHADOW_CLUSTER, endpoints=[group]
-        ),
-    )
-    plain = internal_upstream_pb2.InternalUpstreamTransport()
-    plain.transport_socket.name = "envoy.transport_sockets.raw_buffer"
-    plain.transport_socket.typed_config.CopyFrom(pack(raw_buffer_pb2.RawBuffer()))
-    cluster.transport_socket.name = "envoy.transport_sockets.internal_upstream"
-    cluster.transport_socket.typed_config.CopyFrom(pack(plain))
-    return cluster
 
 
 def _endpoint(at: address_pb2.Address) -> endpoint_components_pb2.LbEndpoint:

@@ -15,7 +15,6 @@ OPERATIONS = "/google.longrunning.Operations/"
 # clusters that are not of a version
 CONTROL_PLANE = "gateway-control"  # in the bootstrap: ADS and ALS
 INFERENCE_CLUSTER = "inference"  # any replica that is attached
-SHADOW_CLUSTER = "shadow"  # the internal listener that logs what is mirrored
 TELEMETRY_CLUSTER = "telemetry"
 
 
@@ -56,7 +55,6 @@ class Edge:
     methods: tuple[Method, ...]
     services: Mapping[str, str] = field(default_factory=dict)
     otlp: str = ""
-    revoked: tuple[str, ...] = ()
 
 
 def edge_methods(

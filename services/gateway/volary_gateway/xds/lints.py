@@ -190,11 +190,7 @@ def _targets(route: route_components_pb2.Route) -> Iterator[str]:
     if action.cluster:
         yield action.cluster
     yield from (share.name for share in action.weighted_clusters.clusters)
-    for mirror in action.request_mirror_policies:
-        yield mirror.cluster
-        for change in mirror.request_headers_mutations:
-            if change.append.header.key == "volary-cluster":
-                yield change.append.header.value
+    yield from (mirror.cluster for mirror in action.request_mirror_policies)
 
 
 def _routers(listener: listener_pb2.Listener) -> Iterator[router_pb2.Router]:

@@ -1,7 +1,4 @@
-"""The listeners: one for clients and one inside Envoy for copies.
-
-Nothing in here depends on traffic, so a rollout never touches a listener.
-"""
+"""The one listener; nothing in here depends on traffic, so a rollout never touches it."""
 
 # pyright: reportAttributeAccessIssue=false
 # (xds-protos ships no type stubs)
@@ -12,7 +9,7 @@ from collections.abc import Iterable
 
 from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2
 from envoy.config.trace.v3 import http_tracer_pb2, opentelemetry_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2 as extraction_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
@@ -26,7 +23,6 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import heade
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from volary_gateway.xds.clusters import SHADOW_LISTENER
 from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
 from volary_gateway.xds.logs import attempt_log, refusal_log
 from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
@@ -44,32 +40,18 @@ ISSUER = "volary"
 
 def edge_listener(edge: Edge) -> listener_pb2.Listener:
     """Return the one address of clients."""
-    listener = _listener(EDGE_LISTENER, _edge_connections(edge))
-    listener.address.CopyFrom(address_pb2.Address(**address(edge.listen)))
-    listener.per_connection_buffer_limit_bytes.CopyFrom(UInt32Value(value=MAX_MESSAGE_BYTES))
-    return listener
-
-
-def shadow_listener() -> listener_pb2.Listener:
-    """Return the listener through which copies go, so that each attempt is logged.
-
-    Envoy's own mirror writes no log of its attempts. The cluster is the one that the mirror
-    policy names in a header, so this listener never changes either.
-    """
-    listener = _listener(SHADOW_LISTENER, _shadow_connections())
-    listener.internal_listener.CopyFrom(listener_pb2.Listener.InternalListenerConfig())
-    return listener
-
-
-def _listener(name: str, connections: Hcm) -> listener_pb2.Listener:
     network = listener_components_pb2.Filter(
-        name="envoy.filters.network.http_connection_manager", typed_config=pack(connections)
+        name="envoy.filters.network.http_connection_manager", typed_config=pack(_connections(edge))
     )
-    chain = listener_components_pb2.FilterChain(filters=[network])
-    return listener_pb2.Listener(name=name, filter_chains=[chain])
+    return listener_pb2.Listener(
+        name=EDGE_LISTENER,
+        address=address_pb2.Address(**address(edge.listen)),
+        filter_chains=[listener_components_pb2.FilterChain(filters=[network])],
+        per_connection_buffer_limit_bytes=UInt32Value(value=MAX_MESSAGE_BYTES),
+    )
 
 
-def _edge_connections(edge: Edge) -> Hcm:
+def _connections(edge: Edge) -> Hcm:
     connections = Hcm(
         stat_prefix=EDGE_LISTENER,
         codec_type=Hcm.AUTO,
@@ -98,28 +80,6 @@ def _edge_connections(edge: Edge) -> Hcm:
     return connections
 
 
-def _shadow_connections() -> Hcm:
-    action = route_components_pb2.RouteAction(
-        cluster_header="volary-cluster", timeout=seconds(0)
-    )
-    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(seconds(0))
-    route = route_components_pb2.Route(
-        name="shadow", match=route_components_pb2.RouteMatch(prefix="/"), route=action
-    )
-    host = route_components_pb2.VirtualHost(name="shadow", domains=["*"], routes=[route])
-    return Hcm(
-        stat_prefix=SHADOW_LISTENER,
-        codec_type=Hcm.HTTP2,
-        route_config=route_pb2.RouteConfiguration(name="shadow", virtual_hosts=[host]),
-        http_filters=[_router(traced=False)],
-        # a copy keeps its primary's request key
-        generate_request_id=BoolValue(value=False),
-        preserve_external_request_id=True,
-        max_request_headers_kb=UInt32Value(value=MAX_HEADERS_KIB + 4),
-        stream_idle_timeout=seconds(0),
-    )
-
-
 def _scopes() -> http_connection_manager_pb2.ScopedRoutes:
     scoped = http_connection_manager_pb2.ScopedRoutes(
         name="models", rds_config_source=ads(), scoped_rds={"scoped_rds_config_source": ads()}
@@ -145,7 +105,7 @@ def _filters(edge: Edge) -> list[HttpFilter]:
         _script("volary.admit", admission(edge.methods)),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script("envoy.filters.http.lua", routing(edge.methods, services)),
-        _router(traced=bool(edge.otlp)),
+        _router(is_traced=bool(edge.otlp)),
     ]
 
 
@@ -158,10 +118,10 @@ def _script(name: str, text: str) -> HttpFilter:
     return _filter(name, lua_pb2.Lua(default_source_code=source))
 
 
-def _router(*, traced: bool) -> HttpFilter:
+def _router(*, is_traced: bool) -> HttpFilter:
     return _filter(
         "envoy.filters.http.router",
-        router_pb2.Router(start_child_span=traced, upstream_log=[attempt_log()]),
+        router_pb2.Router(start_child_span=is_traced, upstream_log=[attempt_log()]),
     )
 
 

@@ -13,14 +13,9 @@ from envoy.service.runtime.v3 import rtds_pb2
 from volary_gateway.domain.names import VersionName
 from volary_gateway.domain.traffic import Cause, Traffic
 from volary_gateway.xds import snapshot as xds
-from volary_gateway.xds.clusters import (
-    endpoints,
-    fixed_cluster,
-    replica_cluster,
-    shadow_cluster,
-)
+from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
-from volary_gateway.xds.listener import edge_listener, shadow_listener
+from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
 from volary_gateway.xds.routes import (
     ModelRoutes,
     default_routes,
@@ -52,10 +47,7 @@ def snapshot_of(mesh: Mesh) -> Snapshot:
         {
             xds.CLUSTER: clusters.values(),
             xds.ENDPOINTS: _endpoints(mesh, clusters),
-            xds.LISTENER: [
-                resource("edge", edge_listener(mesh.edge)),
-                resource("shadow", shadow_listener()),
-            ],
+            xds.LISTENER: [resource(EDGE_LISTENER, edge_listener(mesh.edge))],
             xds.ROUTES: _routes(mesh),
             xds.SCOPE: _scopes(mesh),
             xds.RUNTIME: [resource(RUNTIME_LAYER, _runtime(mesh))],
@@ -76,7 +68,7 @@ def _versions(mesh: Mesh) -> list[VersionName]:
 
 def _clusters(mesh: Mesh) -> dict[str, Resource]:
     built = [replica_cluster(version.cluster) for version in _versions(mesh)]
-    built += [replica_cluster(INFERENCE_CLUSTER), shadow_cluster()]
+    built.append(replica_cluster(INFERENCE_CLUSTER))
     built += [
         fixed_cluster(service_cluster(service), at) for service, at in mesh.edge.services.items()
     ]

@@ -20,7 +20,6 @@ from volary_gateway.domain.traffic import MissingKey, Stickiness, Traffic, Weigh
 from volary_gateway.xds.edge import (
     INFERENCE_CLUSTER,
     OPERATIONS,
-    SHADOW_CLUSTER,
     Method,
     RouteKind,
 )
@@ -256,16 +255,12 @@ def _hash(sticky: Stickiness) -> RouteAction.HashPolicy:
 
 
 def _mirror(traffic: Traffic) -> RouteAction.RequestMirrorPolicy:
-    """Copy a share of the calls, under the shadow's own version, through the shadow listener."""
+    """Copy a share of the calls under the shadow's own version, not under the primary's."""
     assert traffic.shadow is not None
     version = VersionName.of(traffic.model, traffic.shadow.version)
-    headers = {
-        "volary-version": str(version.version),
-        "volary-shadow": "true",
-        "volary-cluster": version.cluster,
-    }
+    headers = {"volary-version": str(version.version), "volary-shadow": "true"}
     policy = RouteAction.RequestMirrorPolicy(
-        cluster=SHADOW_CLUSTER,
+        cluster=version.cluster,
         disable_shadow_host_suffix_append=True,
         request_headers_mutations=[
             mutation_rules_pb2.HeaderMutation(append=option) for option in set_headers(headers)

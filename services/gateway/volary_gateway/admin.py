@@ -1,0 +1,104 @@
+"""What Envoy says of itself on its admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from volary_kit.clock import Clock
+
+from volary_gateway.domain.completeness import Poll
+
+TIMEOUT_S = 1.0
+LOOK_AGAIN_S = 0.01
+ENDED = ("upstream_rq_pending_failure_eject", "upstream_rq_pending_overflow")
+VERSION_STATS = (
+    "^(cluster\\.version/.*\\.upstream_rq_(total|active|pending_failure_eject|pending_overflow)"
+    "|access_logs\\.grpc_access_log\\.logs_dropped|server\\.uptime)$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Envoy's counters of ended attempts by cluster, and how long it has run."""
+
+    polls: Mapping[str, Poll]
+    dropped: int
+    uptime_s: int
+
+
+class EnvoyAdmin:
+    """Read Envoy's counters; without an address it knows nothing and says so."""
+
+    def __init__(self, address: str | None, clock: Clock) -> None:
+        self._address = address
+        self._clock = clock
+
+    async def without_hosts(self, clusters: Iterable[str], timeout_s: float) -> tuple[str, ...]:
+        """Wait until each cluster has a healthy host; return those that have none in time.
+
+        Without an admin address, or when it does not answer, every cluster counts as seen:
+        Envoy's acknowledgement is then all that is known.
+        """
+        waiting = tuple(clusters)
+        end_s = self._clock.monotonic_s() + timeout_s
+        while waiting:
+            stats = await self._stats("^cluster\\.version/.*\\.membership_healthy$")
+            if stats is None:
+                return ()
+            waiting = tuple(c for c in waiting if not stats.get(f"cluster.{c}.membership_healthy"))
+            if waiting and self._clock.monotonic_s() > end_s:
+                break
+            if waiting:
+                await asyncio.sleep(LOOK_AGAIN_S)
+        return waiting
+
+    async def read(self) -> Reading | None:
+        """Return the counters, None when Envoy does not answer."""
+        began_us = self._clock.now_us()
+        stats = await self._stats(VERSION_STATS)
+        ended_us = self._clock.now_us()
+        if stats is None:
+            return None
+        polls = {
+            cluster: Poll(began_us, ended_us, _ended(stats, cluster))
+            for cluster in _clusters(stats)
+        }
+        return Reading(
+            polls,
+            stats.get("access_logs.grpc_access_log.logs_dropped", 0),
+            stats.get("server.uptime", 0),
+        )
+
+    async def _stats(self, pattern: str) -> dict[str, int] | None:
+        if self._address is None:
+            return None
+        query = urllib.parse.urlencode({"format": "json", "filter": pattern})
+        try:
+            return await asyncio.to_thread(_fetch, f"http://{self._address}/stats?{query}")
+        except (OSError, ValueError):
+            return None
+
+
+def _fetch(url: str) -> dict[str, int]:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:  # noqa: S310 - our own Envoy
+        rows = json.load(reply)["stats"]
+    return {row["name"]: row["value"] for row in rows if "name" in row}
+
+
+def _clusters(stats: Mapping[str, int]) -> set[str]:
+    suffix = ".upstream_rq_total"
+    return {
+        name.removeprefix("cluster.").removesuffix(suffix) for name in stats if name.endswith(suffix)
+    }
+
+
+def _ended(stats: Mapping[str, int], cluster: str) -> int:
+    """Return the attempts that ended; one that never got a connection is an attempt, too."""
+    begun = stats.get(f"cluster.{cluster}.upstream_rq_total", 0)
+    running = stats.get(f"cluster.{cluster}.upstream_rq_active", 0)
+    return begun - running + sum(stats.get(f"cluster.{cluster}.{name}", 0) for name in ENDED)

@@ -1,0 +1,244 @@
+"""The state of the mesh in this process, and how it changes.
+
+Postgres holds the truth of traffic and of the desired set; replicas tell the rest. Every change
+builds a new snapshot from the whole state and hands it to the plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from volary_kit import outbox
+from volary_kit.clock import Clock
+from volary_kit.database import Database, Transaction
+from volary_kit.errors import FailedPrecondition, NotFound, VolaryError
+from volary_kit.streams import TRAFFIC_EVENTS
+
+from volary_gateway.admin import EnvoyAdmin
+from volary_gateway.domain.fleet import LEASE_US, Desired, Fleet, Readiness, Replica
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.traffic import IsReady, Traffic
+from volary_gateway.events import traffic_event
+from volary_gateway.plane import Plane
+from volary_gateway.store import fleet as fleet_rows
+from volary_gateway.store import traffic as traffic_rows
+from volary_gateway.xds.edge import Edge
+from volary_gateway.xds.mesh import Mesh, snapshot_of
+from volary_gateway.xds.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+LEASE_LOOK_S = 0.5
+SAVE_AGAIN_S = 0.5
+Decide = Callable[[Traffic, IsReady, int], Traffic]
+
+
+class Changes:
+    """Wake everybody who waits for the next change."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def announce(self) -> None:
+        """Wake who waits now; who waits later waits for the next one."""
+        now, self._next = self._next, asyncio.Event()
+        now.set()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the next change; False when the time is over before."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._next.wait()
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model's traffic and the snapshot that carries it."""
+
+    traffic: Traffic
+    snapshot: Snapshot
+    in_effect: bool
+
+
+class Controller:
+    """Own the state of the mesh; one at a time per database."""
+
+    def __init__(
+        self, database: Database, plane: Plane, edge: Edge, admin: EnvoyAdmin, clock: Clock
+    ) -> None:
+        self._database = database
+        self._plane = plane
+        self._edge = edge
+        self._admin = admin
+        self._clock = clock
+        self._traffic: dict[ModelName, Traffic] = {}
+        self._unsaved: dict[str, None] = {}
+        self._writing = asyncio.Lock()
+        self.fleet = Fleet()
+        self.desired = Desired()
+        self.changes = Changes()
+
+    async def load(self) -> None:
+        """Read the state back and serve it: the same state gives the same snapshot."""
+        lease_until_us = self._clock.now_us() + LEASE_US
+        async with self._database.read() as transaction:
+            self._traffic = {t.model: t for t in await traffic_rows.every(transaction)}
+            self.desired = await fleet_rows.desired(transaction)
+            self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
+        self._publish()
+
+    @property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """The traffic of every model."""
+        return tuple(sorted(self._traffic.values(), key=lambda t: t.model))
+
+    def served(self, model: ModelName) -> Served:
+        """Return a model's traffic as it stands; raise NotFound `TRAFFIC_NOT_FOUND`."""
+        traffic = self._traffic.get(model)
+        if traffic is None:
+            raise NotFound(
+                "TRAFFIC_NOT_FOUND", f"{model} has no traffic", metadata={"model": str(model)}
+            )
+        snapshot = self._plane.snapshot
+        return Served(traffic, snapshot, self._plane.is_held(snapshot))
+
+    async def write(
+        self, model: ModelName, request_id: str, decide: Decide, timeout_s: float
+    ) -> Served:
+        """Change a model's traffic and wait until every connected Envoy carries it.
+
+        The change commits in a transaction of its own: what Envoy is told must be true
+        whatever becomes of the call. A repeated request finds its own write and changes nothing.
+        """
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        # a task of its own: the write outlives a caller who goes away, and does not join the
+        # transaction in which the reply is remembered
+        writing = asyncio.create_task(self._write(model, request_id, decide, deadline_s))
+        traffic, snapshot = await asyncio.shield(writing)
+        left_s = max(0.0, deadline_s - self._clock.monotonic_s())
+        in_effect = await self._plane.converge(snapshot, left_s)
+        return Served(traffic, snapshot, in_effect)
+
+    async def _write(
+        self, model: ModelName, request_id: str, decide: Decide, deadline_s: float
+    ) -> tuple[Traffic, Snapshot]:
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                before, written_by = await traffic_rows.lock(transaction, model)
+                if request_id and written_by == request_id:
+                    return before, self._plane.snapshot
+                after = decide(before, self._is_ready(model), self._clock.now_us())
+                await self._seen_at_the_edge(before, after, deadline_s)
+                self._plane.check(self._snapshot({model: after}))
+                await self._save(transaction, before, after, request_id)
+            self._traffic[model] = after
+            self._publish()
+            return after, self._plane.snapshot
+
+    async def _save(
+        self, transaction: Transaction, before: Traffic, after: Traffic, request_id: str
+    ) -> None:
+        await traffic_rows.save(transaction, after, request_id)
+        if after.production != before.production:
+            self.desired.revision = await fleet_rows.raise_revision(transaction)
+        await outbox.add(transaction, TRAFFIC_EVENTS, traffic_event(after))
+
+    async def _seen_at_the_edge(self, before: Traffic, after: Traffic, deadline_s: float) -> None:
+        """Wait until Envoy finds a healthy host in each cluster that gets its first traffic."""
+        fresh = sorted(after.receiving - before.receiving)
+        clusters = [VersionName.of(after.model, version).cluster for version in fresh]
+        left_s = max(0.0, (deadline_s - self._clock.monotonic_s()) / 2)
+        unseen = await self._admin.without_hosts(clusters, left_s) if self._plane.connected else ()
+        if unseen:
+            raise FailedPrecondition(
+                "VERSION_NOT_READY",
+                f"Envoy finds no healthy replica for {', '.join(unseen)}",
+                metadata={"model": str(after.model), "clusters": ",".join(unseen)},
+            )
+
+    def _is_ready(self, model: ModelName) -> IsReady:
+        ready = self.fleet.endpoints(self.desired)
+        return lambda version: VersionName.of(model, version) in ready
+
+    async def report(self, replica: Replica) -> None:
+        """Take a replica's report."""
+        if self.fleet.report(replica, self._clock.now_us()):
+            self._unsaved[replica.id] = None
+            self._publish()
+
+    def readiness(self, version: VersionName) -> Readiness:
+        """Return on how many replicas a version is ready."""
+        return self.fleet.readiness(version, self.desired)
+
+    async def load_version(self, version: VersionName, digest: str) -> None:
+        """Put a version into the desired set."""
+        async with self._writing:
+            if not self.desired.check(version, digest):
+                return
+            async with self._database.transaction() as transaction:
+                revision = await fleet_rows.want(transaction, version, digest)
+            self.desired.add(version, digest, revision)
+            self._publish()
+
+    async def unload_version(self, version: VersionName) -> None:
+        """Take a version out of the desired set; raise `VERSION_IN_TRAFFIC` while it serves."""
+        async with self._writing:
+            traffic = self._traffic.get(version.parent)
+            if traffic is not None and version.version in traffic.versions:
+                raise FailedPrecondition(
+                    "VERSION_IN_TRAFFIC",
+                    f"{version} has traffic or is production",
+                    metadata={"version": str(version)},
+                )
+            async with self._database.transaction() as transaction:
+                revision = await fleet_rows.let_go(transaction, version)
+            self.desired.remove(version, revision)
+            self._publish()
+
+    async def watch_leases(self) -> None:
+        """Withdraw the endpoints of replicas whose lease is over, and keep the rows in step."""
+        while True:
+            for replica_id in self.fleet.expire(self._clock.now_us()):
+                log.warning("the lease of replica %s is over", replica_id)
+                self._unsaved[replica_id] = None
+                self._publish()
+            try:
+                await self._save_replicas()
+            except VolaryError as error:
+                log.warning("the replicas are not saved: %s", error.reason)
+            await asyncio.sleep(LEASE_LOOK_S)
+
+    async def _save_replicas(self) -> None:
+        """Write what a restart of gateway must know to serve the same endpoints."""
+        pending = list(self._unsaved)
+        if not pending:
+            return
+        async with self._database.transaction() as transaction:
+            for replica_id in pending:
+                replica = self.fleet.get(replica_id)
+                if replica is None:
+                    await fleet_rows.forget_replica(transaction, replica_id)
+                else:
+                    await fleet_rows.save_replica(transaction, replica)
+        for replica_id in pending:
+            self._unsaved.pop(replica_id, None)
+
+    def _snapshot(self, changed: dict[ModelName, Traffic] | None = None) -> Snapshot:
+        traffic = self._traffic | (changed or {})
+        return snapshot_of(
+            Mesh(
+                edge=self._edge,
+                traffic=tuple(traffic.values()),
+                ready=self.fleet.endpoints(self.desired),
+                replicas=self.fleet.addresses(),
+            )
+        )
+
+    def _publish(self) -> None:
+        self._plane.publish(self._snapshot())
+        self.changes.announce()

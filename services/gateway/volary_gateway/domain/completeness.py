@@ -1,0 +1,79 @@
+"""Whether every attempt that Envoy made has its record here.
+
+Envoy counts the attempts of each cluster that ended; gateway counts their records. A poll of
+Envoy's counter between two instants bounds the number of lost records from both sides, exactly
+whenever no attempt ended in between. So a loss is found under load, too, and never guessed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+KEPT_US = 10_000_000  # polls are judged within seconds
+SETTLE_US = 1_000_000  # records are flushed every 0.1 s; a poll is judged when its own are here
+GUARD_US = 2_000  # the log's clock and the counter are read a moment apart
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Envoy's counter of ended attempts, read between two instants of the same clock."""
+
+    began_us: int
+    ended_us: int
+    attempts: int
+
+
+@dataclass(slots=True)
+class Account:
+    """One cluster's records against Envoy's counter."""
+
+    records: int = 0
+    known_lost: int | None = None  # None until the first exact poll: what came before is not ours
+    recent: deque[int] = field(default_factory=deque)
+    polls: deque[Poll] = field(default_factory=deque)
+
+    def note(self, ended_us: int) -> None:
+        """Take one record."""
+        self.records += 1
+        self.recent.append(ended_us)
+
+    def poll(self, poll: Poll) -> None:
+        """Take a reading of the counter; it is judged once its records must be here."""
+        self.polls.append(poll)
+
+    def judge(self, now_us: int) -> Verdict:
+        """Return what the polls that are old enough say."""
+        found = Verdict()
+        while self.polls and self.polls[0].ended_us + SETTLE_US <= now_us:
+            found = self._judged(self.polls.popleft()).after(found)
+        while self.recent and self.recent[0] + KEPT_US < now_us:
+            self.recent.popleft()
+        return found
+
+    def _judged(self, poll: Poll) -> Verdict:
+        least = poll.attempts - self._until(poll.ended_us + GUARD_US)
+        most = poll.attempts - self._until(poll.began_us - GUARD_US)
+        if self.known_lost is None:
+            if least == most:
+                self.known_lost = most
+            return Verdict()
+        lost = max(0, least - self.known_lost)
+        self.known_lost += lost
+        return Verdict(lost=lost, is_clear=most <= self.known_lost)
+
+    def _until(self, instant_us: int) -> int:
+        """Return how many of the records ended by an instant."""
+        return self.records - sum(ended > instant_us for ended in self.recent)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`lost` records were found missing; `is_clear`: for certain no further one is."""
+
+    lost: int = 0
+    is_clear: bool = False
+
+    def after(self, earlier: Verdict) -> Verdict:
+        """Join with what an earlier poll said."""
+        return Verdict(self.lost + earlier.lost, self.is_clear)

@@ -1,0 +1,184 @@
+"""`volary.gateway.v1.ReplicaService`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
+from volary_kit.calls import current_call
+from volary_kit.names import project_of
+from volary_kit.timestamps import duration_from_us, duration_us, from_us, to_us
+
+from volary_gateway.controller import Controller
+from volary_gateway.domain.fleet import LEASE_US, Held, Readiness, Replica, VersionState
+from volary_gateway.domain.names import VersionName
+from volary_gateway.handlers import Context
+from volary_gateway.handlers.names import version_of
+
+RESERVE_S = 0.2  # of the deadline, to answer what is known
+STATES = {
+    state: replica_pb2.VersionState.Value(f"VERSION_STATE_{state.name}") for state in VersionState
+}
+STATE_OF = {number: state for state, number in STATES.items()}
+
+
+class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
+    """The desired set, and the replicas that hold it."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[replica_service_pb2.AttachRequest], context: Context
+    ) -> AsyncIterator[replica_pb2.DesiredState]:
+        reading = asyncio.create_task(self._read(request_iterator))
+        sent = -1
+        try:
+            while not reading.done():
+                if self._controller.desired.revision != sent:
+                    sent = self._controller.desired.revision
+                    yield self._desired()
+                changed = asyncio.create_task(self._controller.changes.wait())
+                await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+            await reading
+        finally:
+            reading.cancel()
+
+    async def _read(
+        self, requests: AsyncIterator[replica_service_pb2.AttachRequest]
+    ) -> None:
+        async for request in requests:
+            await self._controller.report(_replica(request))
+
+    async def LoadVersion(
+        self, request: replica_service_pb2.LoadVersionRequest, context: Context
+    ) -> replica_service_pb2.VersionReadiness:
+        version = version_of(request.name)
+        await self._controller.load_version(version, request.digest)
+        return _readiness(self._controller.readiness(version))
+
+    async def UnloadVersion(
+        self, request: replica_service_pb2.UnloadVersionRequest, context: Context
+    ) -> replica_service_pb2.VersionReadiness:
+        version = version_of(request.name)
+        await self._controller.unload_version(version)
+        return _readiness(self._controller.readiness(version))
+
+    async def GetVersionReadiness(
+        self, request: replica_service_pb2.GetVersionReadinessRequest, context: Context
+    ) -> replica_service_pb2.VersionReadiness:
+        version, call = version_of(request.name), current_call()
+        readiness = self._controller.readiness(version)
+        while request.wait_for_ready and not readiness.is_decided:
+            left_s = call.remaining_s() - RESERVE_S
+            if left_s <= 0 or not await self._controller.changes.wait(left_s):
+                break
+            readiness = self._controller.readiness(version)
+        return _readiness(self._controller.readiness(version))
+
+    async def ListReplicas(
+        self, request: replica_service_pb2.ListReplicasRequest, context: Context
+    ) -> replica_service_pb2.ListReplicasResponse:
+        project = project_of(request.parent)
+        return replica_service_pb2.ListReplicasResponse(
+            replicas=[_listed(replica, project) for replica in self._controller.fleet]
+        )
+
+    def _desired(self) -> replica_pb2.DesiredState:
+        production = {t.model: t.production for t in self._controller.traffic}
+        desired = self._controller.desired
+        return replica_pb2.DesiredState(
+            revision=desired.revision,
+            lease=duration_from_us(LEASE_US),
+            versions=[
+                replica_pb2.DesiredVersion(
+                    project=version.project,
+                    model=version.model,
+                    version=version.version,
+                    digest=digest,
+                    production=production.get(version.parent) == version.version,
+                )
+                for version, digest in desired
+            ],
+        )
+
+
+def _replica(request: replica_service_pb2.AttachRequest) -> Replica:
+    return Replica(
+        id=request.replica_id,
+        address=request.address,
+        incarnation=request.incarnation,
+        versions={
+            VersionName(v.project, v.model, v.version): _held(v)
+            for v in request.versions
+            if v.state in STATE_OF
+        },
+        revision=request.revision,
+        is_draining=request.draining,
+        engine=request.engine,
+        queue_us=duration_us(request.queue_time),
+    )
+
+
+def _held(version: replica_pb2.LoadedVersion) -> Held:
+    return Held(
+        digest=version.digest,
+        state=STATE_OF[version.state],
+        error_reason=version.error_reason,
+        error=version.error,
+        backend=version.backend,
+        ready_us=to_us(version.ready_time) if version.HasField("ready_time") else 0,
+    )
+
+
+def _loaded(version: VersionName, held: Held) -> replica_pb2.LoadedVersion:
+    loaded = replica_pb2.LoadedVersion(
+        project=version.project,
+        model=version.model,
+        version=version.version,
+        digest=held.digest,
+        state=STATES[held.state],
+        error_reason=held.error_reason,
+        error=held.error,
+        backend=held.backend,
+    )
+    if held.ready_us:
+        loaded.ready_time.CopyFrom(from_us(held.ready_us))
+    return loaded
+
+
+def _listed(replica: Replica, project: str) -> replica_pb2.Replica:
+    """Return a replica with the versions of one project: other tenants' are not told."""
+    return replica_pb2.Replica(
+        id=replica.id,
+        address=replica.address,
+        versions=[
+            _loaded(version, held)
+            for version, held in sorted(replica.versions.items(), key=lambda pair: pair[0])
+            if version.project == project
+        ],
+        attached=True,
+        lease_expire_time=from_us(replica.lease_until_us),
+        draining=replica.is_draining,
+        incarnation=replica.incarnation,
+        engine=replica.engine,
+        queue_time=duration_from_us(replica.queue_us),
+    )
+
+
+def _readiness(readiness: Readiness) -> replica_service_pb2.VersionReadiness:
+    return replica_service_pb2.VersionReadiness(
+        name=str(readiness.version),
+        ready_replicas=readiness.ready,
+        attached_replicas=readiness.attached,
+        failed_replicas=readiness.failed,
+        replicas=[
+            replica_service_pb2.ReplicaVersion(
+                replica_id=replica_id, version=_loaded(readiness.version, held)
+            )
+            for replica_id, held in readiness.views
+        ],
+        lease=duration_from_us(LEASE_US),
+    )

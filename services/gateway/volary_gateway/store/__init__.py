@@ -1,0 +1,1 @@
+"""Queries, one module a part of the state."""

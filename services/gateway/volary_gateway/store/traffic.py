@@ -1,0 +1,90 @@
+"""Rows of traffic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from volary_kit.database import Transaction
+
+from volary_gateway.domain.names import ModelName
+from volary_gateway.domain.traffic import (
+    Cause,
+    MissingKey,
+    Shadow,
+    Stickiness,
+    Traffic,
+    Weight,
+)
+from volary_gateway.tables import traffic as table
+
+
+async def lock(transaction: Transaction, model: ModelName) -> tuple[Traffic, str]:
+    """Return a model's traffic and the request that wrote it, held until the transaction ends.
+
+    A model without a row is at generation 0; the advisory lock covers it, too.
+    """
+    await transaction.execute(
+        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 1))"), {"key": str(model)}
+    )
+    row = (await transaction.execute(sa.select(table).where(_is(model)))).mappings().first()
+    return (Traffic(model), "") if row is None else (_traffic(row), row["request_id"])
+
+
+async def save(transaction: Transaction, traffic: Traffic, request_id: str) -> None:
+    """Write a model's traffic."""
+    values = _row(traffic) | {"request_id": request_id}
+    statement = insert(table).values(values)
+    await transaction.execute(
+        statement.on_conflict_do_update(index_elements=["project", "model"], set_=values)
+    )
+
+
+async def every(transaction: Transaction) -> list[Traffic]:
+    """Return the traffic of all models."""
+    rows = await transaction.execute(sa.select(table).order_by(table.c.project, table.c.model))
+    return [_traffic(row) for row in rows.mappings()]
+
+
+def _is(model: ModelName) -> sa.ColumnElement[bool]:
+    return (table.c.project == model.project) & (table.c.model == model.model)
+
+
+def _row(traffic: Traffic) -> dict[str, Any]:
+    shadow, sticky = traffic.shadow, traffic.stickiness
+    return {
+        "project": traffic.model.project,
+        "model": traffic.model.model,
+        "generation": traffic.generation,
+        "weights": [[w.version, w.weight] for w in traffic.weights],
+        "shadow": None if shadow is None else [shadow.version, shadow.fraction],
+        "stickiness": [sticky.header, sticky.salt, sticky.missing_key],
+        "rollout": traffic.rollout,
+        "step": traffic.step,
+        "cause": traffic.cause,
+        "principal": traffic.principal,
+        "reason": traffic.reason,
+        "updated_us": traffic.updated_us,
+        "production": traffic.production,
+        "previous": traffic.previous,
+    }
+
+
+def _traffic(row: sa.RowMapping) -> Traffic:
+    header, salt, missing_key = row["stickiness"]
+    return Traffic(
+        model=ModelName(row["project"], row["model"]),
+        generation=row["generation"],
+        weights=tuple(Weight(*pair) for pair in row["weights"]),
+        shadow=None if row["shadow"] is None else Shadow(*row["shadow"]),
+        stickiness=Stickiness(header, salt, MissingKey(missing_key)),
+        rollout=row["rollout"],
+        step=row["step"],
+        cause=Cause(row["cause"]),
+        principal=row["principal"],
+        reason=row["reason"],
+        updated_us=row["updated_us"],
+        production=row["production"],
+        previous=row["previous"],
+    )

@@ -1,0 +1,1 @@
+"""What runs a graph. Each backend gives a signature and runs arrays."""

@@ -1,0 +1,1 @@
+"""The engine: tensors, versions, batching, admission, events. No gRPC, no Redis, no registry."""

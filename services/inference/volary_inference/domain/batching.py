@@ -1,0 +1,339 @@
+"""Dynamic batching of one version in one thread of its own.
+
+Callers' threads put a `Ticket` into the queue and wait on it. The batching thread closes a batch
+when it is full, when its oldest ticket has waited long enough, or when the earliest deadline
+would be missed by waiting on; it takes tickets by deadline, the earliest first. What expired or
+was cancelled is dropped before it runs, and a batch that fails is run again ticket by ticket, so
+that a poisoned one fails alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from volary_kit.clock import Clock
+from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+
+from volary_inference.domain.run_times import RunTimes
+
+log = logging.getLogger(__name__)
+Arrays = Mapping[str, np.ndarray]
+
+
+class Runner(Protocol):
+    """Run a graph on arrays by input name; return arrays by output name."""
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Return every output; raise RunFailed when the graph does."""
+        ...
+
+
+class RunFailed(Exception):
+    """The graph failed on this input; the text is for the log."""
+
+
+class Closing(StrEnum):
+    """Why a batch was closed."""
+
+    SIZE = "size"
+    DELAY = "delay"
+    DEADLINE = "deadline"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """Limits of a batch and of its queue."""
+
+    max_rows: int = 64
+    max_delay_s: float = 0.0  # a busy thread gathers the next batch anyhow
+    max_queued_rows: int = 65_536
+
+
+class BatchObserver(Protocol):
+    """Learn what the batching thread does; called from that thread."""
+
+    def ran(self, rows: int, calls: int, seconds: float, closing: Closing) -> None:
+        """Note one run."""
+        ...
+
+    def dropped(self, reason: str) -> None:
+        """Note a ticket that never ran: `expired` or `cancelled`."""
+        ...
+
+
+class Ticket:
+    """One call's rows in the queue, and where its caller waits."""
+
+    __slots__ = (
+        "_done",
+        "batch_rows",
+        "deadline_s",
+        "enqueued_s",
+        "error",
+        "inputs",
+        "is_cancelled",
+        "outputs",
+        "queue_s",
+        "rows",
+        "shape",
+    )
+
+    def __init__(self, inputs: Arrays, rows: int, deadline_s: float) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.deadline_s = deadline_s
+        # calls run together when everything but the row count agrees
+        self.shape = tuple(array.shape[1:] for array in inputs.values())
+        self.enqueued_s = 0.0
+        self.queue_s = 0.0
+        self.batch_rows = 0
+        self.is_cancelled = False
+        self.outputs: dict[str, np.ndarray] = {}
+        self.error: Exception | None = None
+        self._done = threading.Event()
+
+    def cancel(self) -> None:
+        """Give up: nobody waits any more."""
+        self.is_cancelled = True
+        self._done.set()
+
+    def finish(self, outputs: dict[str, np.ndarray]) -> None:
+        """Hand the caller its rows."""
+        self.outputs = outputs
+        self._done.set()
+
+    def fail(self, error: Exception) -> None:
+        """Hand the caller an error."""
+        self.error = error
+        self._done.set()
+
+    def wait(self, timeout_s: float) -> dict[str, np.ndarray]:
+        """Return the outputs; raise what failed, DeadlineExceeded when time runs out."""
+        if not self._done.wait(timeout_s):
+            self.is_cancelled = True
+            raise DeadlineExceeded("DEADLINE_EXCEEDED", "the model did not answer in time")
+        if self.error is not None:
+            raise self.error
+        if self.is_cancelled:
+            raise Cancelled("CANCELLED", "the caller went away")
+        return self.outputs
+
+
+class Batcher:
+    """The queue of one version and the thread that empties it."""
+
+    def __init__(
+        self,
+        name: str,
+        runner: Runner,
+        policy: BatchPolicy,
+        clock: Clock,
+        observer: BatchObserver,
+        *,
+        is_batched: bool,
+    ) -> None:
+        self.policy = policy
+        self.run_times = RunTimes()
+        self._runner = runner
+        self._clock = clock
+        self._observer = observer
+        self._is_batched = is_batched
+        self._changed = threading.Condition()
+        self._queue: list[tuple[float, int, Ticket]] = []
+        self._order = itertools.count()
+        self._queued_rows = 0
+        self._oldest_s = 0.0
+        self._busy_until_s = 0.0
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name=f"batch {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, ticket: Ticket) -> None:
+        """Queue a ticket; raise ResourceExhausted when it could not finish in time."""
+        with self._changed:
+            if self._is_closing:
+                raise Unavailable("VERSION_DRAINING", "the version goes away", retry_after_s=0.1)
+            now_s = self._clock.monotonic_s()
+            self._admit(ticket, now_s)
+            ticket.enqueued_s = now_s
+            if not self._queue:
+                self._oldest_s = now_s
+            heapq.heappush(self._queue, (ticket.deadline_s, next(self._order), ticket))
+            self._queued_rows += ticket.rows
+            self._changed.notify()
+
+    def predicted_s(self, rows: int, deadline_s: float) -> float:
+        """Return the seconds until rows with that deadline would be answered, from now."""
+        with self._changed:
+            return self._predicted_s(rows, deadline_s, self._clock.monotonic_s())
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Take no more, answer what is queued; say whether all was answered in time."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _admit(self, ticket: Ticket, now_s: float) -> None:
+        if self._queued_rows + ticket.rows > self.policy.max_queued_rows and self._queue:
+            raise _overloaded("the queue of this version is full", self._drain_s())
+        predicted_s = self._predicted_s(ticket.rows, ticket.deadline_s, now_s)
+        if now_s + predicted_s > ticket.deadline_s:
+            raise _overloaded("the call could not finish within its deadline", predicted_s)
+
+    def _predicted_s(self, rows: int, deadline_s: float, now_s: float) -> float:
+        """Only what is due earlier runs before; what runs now has to end first."""
+        ahead = sum(queued.rows for due, _, queued in self._queue if due <= deadline_s)
+        full, rest = divmod(ahead + rows, self.policy.max_rows)
+        run_s = full * self.run_times.predict_s(self.policy.max_rows)
+        return max(0.0, self._busy_until_s - now_s) + run_s + self.run_times.predict_s(rest)
+
+    def _drain_s(self) -> float:
+        batches = self._queued_rows / self.policy.max_rows
+        return batches * self.run_times.predict_s(self.policy.max_rows)
+
+    def _work(self) -> None:
+        while True:
+            batch, closing = self._next()
+            if not batch:
+                return
+            self._run(batch, closing)
+
+    def _next(self) -> tuple[list[Ticket], Closing]:
+        """Wait for a batch and take it; an empty one ends the thread."""
+        with self._changed:
+            while True:
+                now_s = self._clock.monotonic_s()
+                self._drop_expired(now_s)
+                closing, wait_s = self._closing(now_s)
+                if closing is None:
+                    self._changed.wait(wait_s)
+                    continue
+                batch = self._take()
+                if batch or (self._is_closing and not self._queue):
+                    self._begin(batch, now_s)
+                    return batch, closing
+
+    def _closing(self, now_s: float) -> tuple[Closing | None, float | None]:
+        """Say why the batch closes now, else how long to wait at most."""
+        if self._is_closing:
+            return Closing.DRAIN, None
+        if not self._queue:
+            return None, None
+        if self._queued_rows >= self.policy.max_rows or not self._is_batched:
+            return Closing.SIZE, None
+        late_s = self._oldest_s + self.policy.max_delay_s
+        rows = min(self._queued_rows, self.policy.max_rows)
+        due_s = self._queue[0][0] - self.run_times.predict_s(rows)
+        if late_s <= now_s:
+            return Closing.DELAY, None
+        if due_s <= now_s:
+            return Closing.DEADLINE, None
+        return None, min(late_s, due_s) - now_s
+
+    def _drop_expired(self, now_s: float) -> None:
+        while self._queue and self._queue[0][0] <= now_s:
+            self._drop(self._pop(), "expired")
+
+    def _take(self) -> list[Ticket]:
+        """Take the earliest deadlines that fit into one run; at least one ticket of any size."""
+        batch: list[Ticket] = []
+        left: list[tuple[float, int, Ticket]] = []
+        rows = 0
+        while self._queue:
+            entry = heapq.heappop(self._queue)
+            ticket = entry[2]
+            if ticket.is_cancelled:
+                self._queued_rows -= ticket.rows
+                self._drop(ticket, "cancelled")
+            elif not batch or self._joins(batch[0], ticket, rows):
+                batch.append(ticket)
+                rows += ticket.rows
+                self._queued_rows -= ticket.rows
+            else:
+                left.append(entry)
+                if rows >= self.policy.max_rows or not self._is_batched:
+                    break
+        for entry in left:
+            heapq.heappush(self._queue, entry)
+        if self._queue:
+            self._oldest_s = min(queued.enqueued_s for _, _, queued in self._queue)
+        return batch
+
+    def _joins(self, first: Ticket, ticket: Ticket, rows: int) -> bool:
+        fits = rows + ticket.rows <= self.policy.max_rows
+        return self._is_batched and fits and ticket.shape == first.shape
+
+    def _begin(self, batch: Sequence[Ticket], now_s: float) -> None:
+        rows = sum(ticket.rows for ticket in batch)
+        self._busy_until_s = now_s + self.run_times.predict_s(rows)
+        for ticket in batch:
+            ticket.queue_s = now_s - ticket.enqueued_s
+            ticket.batch_rows = rows
+
+    def _pop(self) -> Ticket:
+        ticket = heapq.heappop(self._queue)[2]
+        self._queued_rows -= ticket.rows
+        return ticket
+
+    def _drop(self, ticket: Ticket, reason: str) -> None:
+        self._observer.dropped(reason)
+        if not ticket.is_cancelled:
+            text = "the call's time ran out while it waited for a batch"
+            ticket.fail(DeadlineExceeded("DEADLINE_EXCEEDED", text))
+
+    def _run(self, batch: Sequence[Ticket], closing: Closing) -> None:
+        try:
+            self._run_once(batch, closing)
+        except Exception as error:  # noqa: BLE001 - the worker loop: its callers hear of any failure
+            if len(batch) == 1:
+                log.warning("a run failed: %s", error)
+                batch[0].fail(error)
+                return
+            for ticket in batch:
+                ticket.batch_rows = ticket.rows
+                self._run([ticket], closing)
+
+    def _run_once(self, batch: Sequence[Ticket], closing: Closing) -> None:
+        began_s = self._clock.monotonic_s()
+        outputs = self._runner.run(_joined(batch))
+        seconds = self._clock.monotonic_s() - began_s
+        rows = sum(ticket.rows for ticket in batch)
+        parts = _parted(batch, outputs) if self._is_batched else [outputs]
+        self.run_times.record(rows, seconds)
+        self._observer.ran(rows, len(batch), seconds, closing)
+        for ticket, part in zip(batch, parts, strict=True):
+            ticket.finish(part)
+
+
+def _overloaded(text: str, retry_after_s: float) -> ResourceExhausted:
+    return ResourceExhausted("OVERLOADED", text, retry_after_s=max(0.001, retry_after_s))
+
+
+def _joined(batch: Sequence[Ticket]) -> Arrays:
+    if len(batch) == 1:
+        return batch[0].inputs
+    names = batch[0].inputs
+    return {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in names}
+
+
+def _parted(batch: Sequence[Ticket], outputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Cut the rows apart, one part a ticket; raise RunFailed if they are not as many."""
+    rows = sum(ticket.rows for ticket in batch)
+    if any(array.shape[:1] != (rows,) for array in outputs.values()):
+        raise RunFailed(f"the graph gave another number of rows than the {rows} it was given")
+    ends = list(itertools.accumulate(ticket.rows for ticket in batch))
+    return [
+        {name: array[end - ticket.rows : end] for name, array in outputs.items()}
+        for ticket, end in zip(batch, ends, strict=True)
+    ]

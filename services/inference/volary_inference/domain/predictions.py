@@ -1,0 +1,144 @@
+"""What goes into the engine and what comes out: requests, replies, provenance."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from volary_inference.domain.tensors import Tensor
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelKey:
+    """A model of a project."""
+
+    project: str
+    model: str
+
+    def version(self, number: int) -> VersionKey:
+        """Return the key of one of its versions."""
+        return VersionKey(self.project, self.model, number)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionKey:
+    """One version of a model."""
+
+    project: str
+    model: str
+    version: int
+
+    @property
+    def of_model(self) -> ModelKey:
+        """The model that it is a version of."""
+        return ModelKey(self.project, self.model)
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/models/{model}/versions/{version}`."""
+        return f"projects/{self.project}/models/{self.model}/versions/{self.version}"
+
+
+class Cancellation:
+    """Tells the engine that the caller went away; set once, from any thread."""
+
+    __slots__ = ("_callbacks", "_event", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def is_set(self) -> bool:
+        """True once the caller is gone."""
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Say that nobody waits any more."""
+        with self._lock:
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call back on cancellation, at once if it has happened."""
+        with self._lock:
+            if not self._event.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a cancellation; say whether it came."""
+        return self._event.wait(timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a call came: what reply and event tell of it."""
+
+    request_key: str
+    attempt: int = 1
+    route: str = ""
+    is_shadow: bool = False
+    trace_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a prediction is about; `event_time_us` None means now.
+
+    `features` is the input vector in feature set order, in double precision.
+    """
+
+    subject: str = ""
+    event_time_us: int | None = None
+    entity_keys: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[float, ...] = ()
+    feature_set: str = ""
+    schema_hash: str = ""
+    feature_watermark_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One call to one version; `outputs` empty asks for all."""
+
+    key: VersionKey
+    inputs: tuple[Tensor, ...]
+    origin: Origin
+    outputs: tuple[str, ...] = ()
+    about: About = field(default_factory=About)
+    cancellation: Cancellation = field(default_factory=Cancellation)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a reply came from; `confidence` None where the model states none."""
+
+    key: VersionKey
+    digest: str
+    tier: str
+    route: str
+    prediction_id: str
+    queue_us: int
+    batch_size: int
+    backend: str
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class InferReply:
+    """The outputs asked for, and where they came from."""
+
+    outputs: tuple[Tensor, ...]
+    provenance: Provenance
+
+
+def prediction_id(origin: Origin, version: int) -> str:
+    """Return `{request_key}.{version}.{attempt}`."""
+    return f"{origin.request_key}.{version}.{origin.attempt}"

@@ -1,0 +1,1 @@
+"""Carry one version from its gate into production, or back."""

@@ -1,0 +1,300 @@
+"""What a rollout does to the world, through gRPC alone; each may run twice with one effect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from volary.gateway.v1 import (
+    evidence_service_pb2,
+    evidence_service_pb2_grpc,
+    replica_service_pb2,
+    replica_service_pb2_grpc,
+    traffic_pb2,
+    traffic_service_pb2,
+    traffic_service_pb2_grpc,
+)
+from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
+from volary_kit.channels import Channels
+from volary_kit.errors import FailedPrecondition, NotFound
+
+from volary_workflows.judge.inputs import QUANTILES, Inputs
+from volary_workflows.judge.series import freeze_thresholds
+from volary_workflows.judge.verdict import judge
+from volary_workflows.rollout.evidence import cells_of, edges_of, latency_of, step_calls
+from volary_workflows.rollout.messages import (
+    WHOLE,
+    ApprovalDecision,
+    JudgeTask,
+    Look,
+    Preflight,
+    RolloutSpec,
+    Subject,
+    TrafficChange,
+    TrafficState,
+)
+
+READY_WAIT_S = 20.0
+EFFECT_POLL_S = 0.1
+STICKY_ERRORS = "MISSING_KEY_BASELINE"
+
+
+class RolloutActivities:
+    """The activities of `RolloutWorkflow`, over channels to gateway and registry."""
+
+    def __init__(self, channels: Channels) -> None:
+        gateway, registry = channels.to("gateway"), channels.to("registry")
+        self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(gateway)
+        self._replicas = replica_service_pb2_grpc.ReplicaServiceStub(gateway)
+        self._evidence = evidence_service_pb2_grpc.EvidenceServiceStub(gateway)
+        self._registry = registry_service_pb2_grpc.RegistryServiceStub(registry)
+
+    @activity.defn
+    async def check_rollout(self, spec: RolloutSpec) -> Preflight:
+        """Return what the rollout starts from, and what in its specification the world refuses."""
+        subject = Subject(spec.project, spec.model, spec.candidate)
+        try:
+            version = await self._version(subject)
+        except NotFound:
+            text = f"candidate: version {spec.candidate} of {spec.model} is not in the registry"
+            return Preflight("", 0, 0, "", "", [], [text])
+        traffic = await self._current(subject)
+        production = traffic.production_version if traffic else 0
+        return Preflight(
+            digest=version.digest,
+            baseline=production,
+            generation=traffic.generation if traffic else 0,
+            approval=model_pb2.ApprovalState.Name(version.approval.state),
+            approved_by=version.approval.principal,
+            thresholds_us=await self._thresholds(subject, production) if production else [],
+            problems=list(_refusals(spec, version, production)),
+        )
+
+    @activity.defn
+    async def decide_approval(self, decision: ApprovalDecision) -> None:
+        """Record who let the candidate through, or did not."""
+        state = "APPROVED" if decision.approved else "REJECTED"
+        await self._registry.DecideApproval(
+            registry_service_pb2.DecideApprovalRequest(
+                name=version_name(decision.subject),
+                state=model_pb2.ApprovalState.Value(f"APPROVAL_STATE_{state}"),
+                comment=decision.comment,
+                principal=decision.principal,
+                request_id=decision.request_id,
+            )
+        )
+
+    @activity.defn
+    async def load_version(self, subject: Subject) -> int:
+        """Have every replica load and warm the version; return how many hold it ready.
+
+        Fails for good with `VERSION_REFUSED` when a replica refuses it.
+        """
+        name = version_name(subject)
+        await self._replicas.LoadVersion(
+            replica_service_pb2.LoadVersionRequest(name=name, digest=subject.digest)
+        )
+        while True:
+            seen = await self._replicas.GetVersionReadiness(
+                replica_service_pb2.GetVersionReadinessRequest(name=name, wait_for_ready=True),
+                timeout=READY_WAIT_S,
+            )
+            activity.heartbeat(seen.ready_replicas, seen.attached_replicas)
+            if seen.failed_replicas:
+                raise _refusal(name, seen)
+            if 0 < seen.attached_replicas == seen.ready_replicas:
+                return seen.ready_replicas
+            await asyncio.sleep(EFFECT_POLL_S)
+
+    @activity.defn
+    async def unload_version(self, subject: Subject) -> bool:
+        """Let the replicas drop the version; False when somebody gave it traffic meanwhile."""
+        request = replica_service_pb2.UnloadVersionRequest(name=version_name(subject))
+        with suppress(FailedPrecondition, NotFound):
+            await self._replicas.UnloadVersion(request)
+            return True
+        return False
+
+    @activity.defn
+    async def set_traffic(self, change: TrafficChange) -> TrafficState:
+        """Write the traffic and return once it is in effect; fails with `STALE_GENERATION`."""
+        traffic = await self._traffic.SetTraffic(traffic_request(change))
+        while not traffic.in_effect:
+            activity.heartbeat(traffic.generation)
+            await asyncio.sleep(EFFECT_POLL_S)
+            now = await self._current(change.subject)
+            if now is None or now.generation != traffic.generation:
+                break
+            traffic = now
+        return TrafficState(traffic.generation, _cause(traffic), traffic.rollout)
+
+    @activity.defn
+    async def read_traffic(self, subject: Subject) -> TrafficState:
+        """Return what the traffic is now."""
+        traffic = await self._current(subject)
+        if traffic is None:
+            return TrafficState(0, "", "")
+        return TrafficState(traffic.generation, _cause(traffic), traffic.rollout)
+
+    @activity.defn
+    async def judge_rollout(self, task: JudgeTask) -> Look:
+        """Read the counts, judge them, store inputs and verdict where they decide something."""
+        evidence = await self._evidence.GetEvidence(
+            evidence_service_pb2.GetEvidenceRequest(
+                model=model_name(task.subject), rollout=task.rollout
+            )
+        )
+        inputs = Inputs(
+            guards=task.guards,
+            cells=cells_of(evidence, task.written, task.subject.version, task.baseline),
+            edges_us=edges_of(evidence),
+            thresholds_us=task.thresholds_us,
+            sticky=task.sticky,
+            complete=evidence.complete,
+            acknowledged=task.acknowledged,
+        )
+        verdict = judge(inputs)
+        look = Look(
+            verdict=verdict.verdict,
+            reason_codes=verdict.reason_codes,
+            reasons=verdict.reasons,
+            more_calls=verdict.more_calls,
+            calls=step_calls(evidence, task.written, task.subject.version),
+            exposed_calls=sum(cell.candidate.calls for cell in inputs.cells if not cell.shadow),
+            evaluation=task.last.evaluation,
+            generation=evidence.generation,
+        )
+        if not _is_news(task, look):
+            return look
+        key = f"{task.rollout}.{task.step}.{task.look}"
+        await self._store(
+            task, key, inputs.to_document(), verdict.to_document(), look, verdict.judge_version
+        )
+        return Look(**{**look.__dict__, "evaluation": key})
+
+    async def _store(
+        self,
+        task: JudgeTask,
+        key: str,
+        inputs: dict[str, object],
+        statistics: dict[str, object],
+        look: Look,
+        judge_version: str,
+    ) -> None:
+        await self._registry.CreateEvaluation(
+            registry_service_pb2.CreateEvaluationRequest(
+                parent=model_name(task.subject),
+                evaluation_id=key,
+                evaluation=model_pb2.Evaluation(
+                    kind="bake" if task.step == "bake" else "step",
+                    candidate_version=task.subject.version,
+                    baseline_version=task.baseline,
+                    rollout=task.rollout,
+                    step=task.step,
+                    verdict=look.verdict,
+                    reason_codes=look.reason_codes,
+                    reasons=look.reasons,
+                    judge_version=judge_version,
+                    inputs=ParseDict(inputs, Struct()),
+                    statistics=ParseDict(statistics, Struct()),
+                ),
+            )
+        )
+
+    async def _version(self, subject: Subject) -> model_pb2.ModelVersion:
+        return await self._registry.GetModelVersion(
+            registry_service_pb2.GetModelVersionRequest(name=version_name(subject))
+        )
+
+    async def _current(self, subject: Subject) -> traffic_pb2.Traffic | None:
+        request = traffic_service_pb2.GetTrafficRequest(name=traffic_name(subject))
+        try:
+            return await self._traffic.GetTraffic(request)
+        except NotFound:
+            return None
+
+    async def _thresholds(self, subject: Subject, production: int) -> list[int]:
+        """Freeze the latency thresholds on what production did before the rollout."""
+        evidence = await self._evidence.GetEvidence(
+            evidence_service_pb2.GetEvidenceRequest(model=model_name(subject))
+        )
+        counts = latency_of(evidence, production)
+        return freeze_thresholds(edges_of(evidence), counts, QUANTILES)
+
+
+def traffic_request(change: TrafficChange) -> traffic_service_pb2.SetTrafficRequest:
+    """Return the request of a change: the candidate first, the shares summing to 10,000."""
+    shares = [(change.subject.version, change.weight), (change.baseline, WHOLE - change.weight)]
+    request = traffic_service_pb2.SetTrafficRequest(
+        name=traffic_name(change.subject),
+        expected_generation=change.expected_generation,
+        weights=[
+            traffic_pb2.Weight(version=version, weight=weight)
+            for version, weight in shares
+            if weight > 0
+        ],
+        rollout=f"projects/{change.subject.project}/rollouts/{change.rollout}",
+        step=change.step,
+        cause=traffic_pb2.Cause.Value(f"CAUSE_{change.cause}"),
+        reason=change.reason[:1024],
+        production_version=change.production,
+        request_id=change.request_id,
+    )
+    if change.shadow:
+        request.shadow.version = change.subject.version
+        request.shadow.fraction = change.shadow
+    if change.sticky_by:
+        request.stickiness.header = change.sticky_by
+        request.stickiness.salt = change.rollout[:64]
+        request.stickiness.missing_key = traffic_pb2.MissingKey.Value(STICKY_ERRORS)
+    return request
+
+
+def model_name(subject: Subject) -> str:
+    """Return the resource name of the model."""
+    return f"projects/{subject.project}/models/{subject.model}"
+
+
+def version_name(subject: Subject) -> str:
+    """Return the resource name of the version."""
+    return f"{model_name(subject)}/versions/{subject.version}"
+
+
+def traffic_name(subject: Subject) -> str:
+    """Return the resource name of the model's traffic."""
+    return f"{model_name(subject)}/traffic"
+
+
+def _refusals(spec: RolloutSpec, version: model_pb2.ModelVersion, production: int) -> Iterator[str]:
+    if version.approval.state == model_pb2.APPROVAL_STATE_REJECTED:
+        yield f"candidate: version {spec.candidate} was rejected by {version.approval.principal}"
+    if production == spec.candidate:
+        yield f"candidate: version {spec.candidate} is in production already"
+
+
+def _refusal(name: str, seen: replica_service_pb2.VersionReadiness) -> ApplicationError:
+    failed = [each for each in seen.replicas if each.version.error_reason]
+    text = "; ".join(
+        f"{each.replica_id}: {each.version.error_reason} {each.version.error}" for each in failed
+    )
+    return ApplicationError(
+        f"{name} is refused by {seen.failed_replicas} of {seen.attached_replicas} replicas: {text}",
+        type="VERSION_REFUSED",
+        non_retryable=True,
+    )
+
+
+def _is_news(task: JudgeTask, look: Look) -> bool:
+    """Store a verdict that ends or advances a step, and every change of mind."""
+    is_decisive = look.verdict == "FAIL" or (task.is_due and look.verdict == "PASS")
+    is_other = (look.verdict, look.reason_codes) != (task.last.verdict, task.last.reason_codes)
+    return is_decisive or is_other
+
+
+def _cause(traffic: traffic_pb2.Traffic) -> str:
+    return traffic_pb2.Cause.Name(traffic.cause).removeprefix("CAUSE_")
