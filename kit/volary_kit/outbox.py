@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 
 import asyncpg
@@ -50,6 +51,31 @@ async def add(transaction: Transaction, stream: str, event: event_pb2.Event) -> 
             "stream": stream,
             "event_id": event.id,
             "event": event.SerializeToString(),
+        },
+    )
+
+
+async def add_all(
+    transaction: Transaction, stream: str, events: Sequence[event_pb2.Event]
+) -> None:
+    """Publish events in order when the transaction commits: `add` for many, in one statement."""
+    traceparent = telemetry.traceparent()
+    for event in events:
+        event.id = event.id or str(uuid.uuid4())
+        event.traceparent = event.traceparent or traceparent
+    await transaction.execute(
+        text(
+            "WITH added AS (INSERT INTO kit_outbox (stream, event_id, event)"
+            " SELECT :stream, e.id, e.event"
+            " FROM unnest(CAST(:ids AS text[]), CAST(:events AS bytea[]))"
+            " WITH ORDINALITY AS e(id, event, place) ORDER BY e.place)"
+            " SELECT pg_notify(:channel || current_schema(), '')"
+        ),
+        {
+            "channel": CHANNEL,
+            "stream": stream,
+            "ids": [event.id for event in events],
+            "events": [event.SerializeToString() for event in events],
         },
     )
 

@@ -43,6 +43,7 @@ from volary_kit.telemetry import Telemetry
 
 if TYPE_CHECKING:  # both are slow to import, and a service without a database needs neither
     from temporalio.client import Client
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 
     from volary_kit.operations import Operations
 
@@ -78,9 +79,14 @@ class TemporalConnection:
         if self._address is None:
             raise Unavailable("TEMPORAL_NOT_CONFIGURED", "this service has no Temporal address")
         from temporalio.client import Client
+from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 
         try:
-            return await Client.connect(self._address, namespace=self._namespace)
+            return await Client.connect(
+                self._address,
+                namespace=self._namespace,
+                plugins=[OpenTelemetryPlugin(add_temporal_spans=True)],
+            )
         except RuntimeError as error:
             raise Unavailable(
                 "TEMPORAL_UNAVAILABLE", "Temporal cannot be reached", retry_after_s=1.0
@@ -250,7 +256,12 @@ async def opened(
 
 
 def _telemetry(service: str, settings: ServiceSettings, stack: AsyncExitStack) -> Telemetry:
-    telemetry = Telemetry(service, instance=settings.instance, endpoint=settings.otlp_endpoint)
+    telemetry = Telemetry(
+        service,
+        instance=settings.instance,
+        endpoint=settings.otlp_endpoint,
+        replay_safe=settings.temporal_address is not None,
+    )
     telemetry.install()
     stack.callback(telemetry.close)
     return telemetry

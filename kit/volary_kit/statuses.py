@@ -30,6 +30,8 @@ MAX_MESSAGE = 768
 MAX_TEXT = 160
 MAX_VIOLATIONS = 12
 MAX_METADATA = 12
+# grpc.aio loses the status of a stream that the server ends while the client writes, and says this
+CORE_ERROR = "Internal error from Core"
 REDACTED = "an internal error happened; quote the error id when you report it"
 
 CODES: dict[type[VolaryError], int] = {
@@ -137,6 +139,8 @@ def unpacked(detail: AnyMessage, kind: type[M]) -> M | None:
 def error_of_rpc(failure: grpc.RpcError) -> VolaryError:
     """Return the error behind a failed gRPC call, with details when the server sent them."""
     code, details, trailing = _parts(failure)
+    if code == code_pb2.INTERNAL and details == CORE_ERROR:
+        return errors.Unavailable("STREAM_ENDED", "the stream ended while it was written to")
     for key, value in trailing:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:

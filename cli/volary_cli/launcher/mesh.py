@@ -237,7 +237,8 @@ def trace_store_url(folder: MeshFolder, settings: LauncherSettings) -> str | Non
     state = folder.read_state()
     if password is None or state is None:
         return None
-    admin = settings.postgres_url or f"postgresql://volary@{state['postgres']}/postgres"
+    server = state["status"]["postgres"]
+    admin = settings.postgres_url or f"postgresql://volary@{server}/postgres"
     databases = Databases(admin, {TRACES: password}, is_embedded=settings.postgres_url is None)
     return databases.url(TRACES)
 

@@ -59,13 +59,17 @@ class Supervisor:
         for condition in self.conditions.values():
             keeper = self._keep(condition)
             self._tasks[condition.component.name] = asyncio.create_task(keeper)
-        everything = asyncio.gather(*(c.usable.wait() for c in self.conditions.values()))
+        everything = asyncio.create_task(self._all_usable())
         try:
             await asyncio.wait((everything, self._failure), return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
                 await self._failure
         finally:
             everything.cancel()
+
+    async def _all_usable(self) -> None:
+        for condition in self.conditions.values():
+            await condition.usable.wait()
 
     async def stop(self) -> None:
         """Stop everything, the last started first, a layer at a time."""

@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from volary_longrunning import operations_pb2
@@ -34,8 +34,8 @@ from volary_kit.calls import current_call
 from volary_kit.clock import Clock
 from volary_kit.database import Database, Transaction, on_commit
 from volary_kit.errors import Unavailable, VolaryError
-from volary_kit.operations.rows import PENDING, OperationRow, OperationRows
-from volary_kit.operations.running import Handler, OperationContext, Running
+from volary_kit.operations.rows import CANCELLED, PENDING, OperationRow, OperationRows
+from volary_kit.operations.running import Handler, OperationContext, Running, cancelled
 from volary_kit.operations.workflow import OperationOrder, OperationWorkflow
 from volary_kit.telemetry import names
 
@@ -49,7 +49,8 @@ HEALTH_S = 2.0
 LOOK_AFTER_S = 1.0
 RETRY_S = 0.5
 BATCH = 32
-GRACE_S = 5.0
+GRACE_S = 2.0
+THROTTLE_S = 0.5
 
 
 class Operations:
@@ -166,6 +167,8 @@ class Operations:
             activities=[running.run_operation, running.close_operation],
             workflow_runner=SandboxedWorkflowRunner(restrictions=passed),
             max_concurrent_activities=MAX_RUNNING,
+            # a cancellation arrives with a heartbeat, and these are held back by this long
+            max_heartbeat_throttle_interval=timedelta(seconds=THROTTLE_S),
             graceful_shutdown_timeout=timedelta(seconds=GRACE_S),
         )
         async with worker:
@@ -191,7 +194,7 @@ class Operations:
                 for row in await self.rows.unstarted(BATCH):
                     await self._start_workflow(client, row)
                 for row in await self.rows.cancelling(BATCH):
-                    await client.get_workflow_handle(row.id).cancel()
+                    await self._cancel_workflow(client, row)
             except (VolaryError, RPCError) as error:
                 log.warning("operations wait: %s", telemetry.error_type(error))
                 await asyncio.sleep(RETRY_S)
@@ -199,6 +202,15 @@ class Operations:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AFTER_S):
                     await self._wake.wait()
+
+    async def _cancel_workflow(self, client: Client, row: OperationRow) -> None:
+        try:
+            await client.get_workflow_handle(row.id).cancel()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            await self.rows.fail(row.id, cancelled(), CANCELLED)  # Temporal has forgotten it
+            self._announce_end()
 
     async def _start_workflow(self, client: Client, row: OperationRow) -> None:
         parent = {telemetry.TRACEPARENT: row.traceparent} if row.traceparent else None

@@ -23,7 +23,6 @@ from volary_kit.errors import Cancelled, Internal, Unavailable, VolaryError
 from volary_kit.operations.rows import CANCELLED, FAILED, OperationRow, OperationRows
 from volary_kit.operations.workflow import (
     CLOSE,
-    HEARTBEAT_S,
     RUN,
     OperationEnd,
     OperationOrder,
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 
 STEPS = uuid.UUID("5f6d8a51-30e7-4c1e-9a52-0b0f6f0a7c11")
 SAVE_AGAIN_S = 0.5
+BEAT_S = 0.5  # a cancellation comes as the answer to a heartbeat
 TRANSIENT = (
     errors.Unavailable,
     errors.Aborted,
@@ -171,8 +171,13 @@ class Running:
 
 def _status(failure: VolaryError) -> Status:
     if isinstance(failure, Cancelled):
-        return Status(code=code_pb2.CANCELLED, message=failure.message)
+        return cancelled()
     return status_of(failure)
+
+
+def cancelled() -> Status:
+    """Return the result of an operation that was cancelled."""
+    return Status(code=code_pb2.CANCELLED, message="the operation was cancelled")
 
 
 def _again(error: VolaryError) -> ApplicationError:
@@ -187,12 +192,12 @@ def _is_cancel_requested() -> bool:
 
 @asynccontextmanager
 async def _heartbeats() -> AsyncIterator[None]:
-    """Tell Temporal that the handler lives, three times in the time that it is given."""
+    """Tell Temporal that the handler lives, far more often than it asks for."""
 
     async def beat() -> None:
         while True:
             activity.heartbeat()
-            await asyncio.sleep(HEARTBEAT_S / 3)
+            await asyncio.sleep(BEAT_S)
 
     beating = asyncio.create_task(beat())
     try:

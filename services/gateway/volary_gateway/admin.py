@@ -93,7 +93,9 @@ def _fetch(url: str) -> dict[str, int]:
 def _clusters(stats: Mapping[str, int]) -> set[str]:
     suffix = ".upstream_rq_total"
     return {
-        name.removeprefix("cluster.").removesuffix(suffix) for name in stats if name.endswith(suffix)
+        name.removeprefix("cluster.").removesuffix(suffix)
+        for name in stats
+        if name.endswith(suffix)
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from volary_kit import outbox
@@ -25,6 +24,7 @@ from volary_gateway.domain.traffic import IsReady, Traffic
 from volary_gateway.events import traffic_event
 from volary_gateway.plane import Plane
 from volary_gateway.store import fleet as fleet_rows
+from volary_gateway.store import identity as identity_rows
 from volary_gateway.store import traffic as traffic_rows
 from volary_gateway.xds.edge import Edge
 from volary_gateway.xds.mesh import Mesh, snapshot_of
@@ -43,17 +43,13 @@ class Changes:
         self._next = asyncio.Event()
 
     def announce(self) -> None:
-        """Wake who waits now; who waits later waits for the next one."""
+        """Wake who took `next` before now."""
         now, self._next = self._next, asyncio.Event()
         now.set()
 
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the next change; False when the time is over before."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._next.wait()
-                return True
-        return False
+    def next(self) -> asyncio.Event:
+        """Return what is set at the next change; take it before looking at the state."""
+        return self._next
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,7 @@ class Controller:
         self._traffic: dict[ModelName, Traffic] = {}
         self._unsaved: dict[str, None] = {}
         self._writing = asyncio.Lock()
+        self._revoked: tuple[str, ...] = ()
         self.fleet = Fleet()
         self.desired = Desired()
         self.changes = Changes()
@@ -88,6 +85,7 @@ class Controller:
         lease_until_us = self._clock.now_us() + LEASE_US
         async with self._database.read() as transaction:
             self._traffic = {t.model: t for t in await traffic_rows.every(transaction)}
+            self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
         self._publish()
@@ -160,6 +158,12 @@ class Controller:
                 f"Envoy finds no healthy replica for {', '.join(unseen)}",
                 metadata={"model": str(after.model), "clusters": ",".join(unseen)},
             )
+
+    async def refresh_revoked(self) -> None:
+        """Refuse at the edge the keys that are revoked by now."""
+        async with self._database.read() as transaction:
+            self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
+        self._publish()
 
     def _is_ready(self, model: ModelName) -> IsReady:
         ready = self.fleet.endpoints(self.desired)
@@ -236,6 +240,7 @@ class Controller:
                 traffic=tuple(traffic.values()),
                 ready=self.fleet.endpoints(self.desired),
                 replicas=self.fleet.addresses(),
+                revoked=self._revoked,
             )
         )
 

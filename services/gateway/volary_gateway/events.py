@@ -20,8 +20,7 @@ def traffic_event(traffic: Traffic) -> event_pb2.Event:
             model=traffic.model.model,
             generation=traffic.generation,
             weights=[
-                event_pb2.VersionWeight(version=w.version, weight=w.weight)
-                for w in traffic.weights
+                event_pb2.VersionWeight(version=w.version, weight=w.weight) for w in traffic.weights
             ],
             shadow_version=traffic.shadow.version if traffic.shadow else 0,
             rollout=traffic.rollout,

@@ -1,5 +1,8 @@
 """The Envoys that are connected and the snapshot that they shall have."""
 
+# pyright: reportInvalidTypeForm=false
+# (xds-protos ships no type stubs)
+
 from __future__ import annotations
 
 import asyncio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
@@ -25,7 +26,7 @@ from volary_kit.errors import FailedPrecondition, NotFound
 
 from volary_workflows.judge.inputs import QUANTILES, Inputs
 from volary_workflows.judge.series import freeze_thresholds
-from volary_workflows.judge.verdict import judge
+from volary_workflows.judge.verdict import Verdict, judge
 from volary_workflows.rollout.evidence import cells_of, edges_of, latency_of, step_calls
 from volary_workflows.rollout.messages import (
     WHOLE,
@@ -131,7 +132,7 @@ class RolloutActivities:
             if now is None or now.generation != traffic.generation:
                 break
             traffic = now
-        return TrafficState(traffic.generation, _cause(traffic), traffic.rollout)
+        return _state(traffic)
 
     @activity.defn
     async def read_traffic(self, subject: Subject) -> TrafficState:
@@ -139,7 +140,7 @@ class RolloutActivities:
         traffic = await self._current(subject)
         if traffic is None:
             return TrafficState(0, "", "")
-        return TrafficState(traffic.generation, _cause(traffic), traffic.rollout)
+        return _state(traffic)
 
     @activity.defn
     async def judge_rollout(self, task: JudgeTask) -> Look:
@@ -171,22 +172,12 @@ class RolloutActivities:
         )
         if not _is_news(task, look):
             return look
-        key = f"{task.rollout}.{task.step}.{task.look}"
-        await self._store(
-            task, key, inputs.to_document(), verdict.to_document(), look, verdict.judge_version
-        )
-        return Look(**{**look.__dict__, "evaluation": key})
+        return await self._store(task, inputs, verdict, look)
 
-    async def _store(
-        self,
-        task: JudgeTask,
-        key: str,
-        inputs: dict[str, object],
-        statistics: dict[str, object],
-        look: Look,
-        judge_version: str,
-    ) -> None:
-        await self._registry.CreateEvaluation(
+    async def _store(self, task: JudgeTask, inputs: Inputs, verdict: Verdict, look: Look) -> Look:
+        """Store under the look's key; what an earlier attempt stored is what holds."""
+        key = f"{task.rollout}.{task.step}.{task.look}"
+        stored = await self._registry.CreateEvaluation(
             registry_service_pb2.CreateEvaluationRequest(
                 parent=model_name(task.subject),
                 evaluation_id=key,
@@ -196,14 +187,21 @@ class RolloutActivities:
                     baseline_version=task.baseline,
                     rollout=task.rollout,
                     step=task.step,
-                    verdict=look.verdict,
-                    reason_codes=look.reason_codes,
-                    reasons=look.reasons,
-                    judge_version=judge_version,
-                    inputs=ParseDict(inputs, Struct()),
-                    statistics=ParseDict(statistics, Struct()),
+                    verdict=verdict.verdict,
+                    reason_codes=verdict.reason_codes,
+                    reasons=verdict.reasons,
+                    judge_version=verdict.judge_version,
+                    inputs=ParseDict(inputs.to_document(), Struct()),
+                    statistics=ParseDict(verdict.to_document(), Struct()),
                 ),
             )
+        )
+        return replace(
+            look,
+            verdict=stored.verdict,
+            reason_codes=list(stored.reason_codes),
+            reasons=list(stored.reasons),
+            evaluation=key,
         )
 
     async def _version(self, subject: Subject) -> model_pb2.ModelVersion:
@@ -296,5 +294,6 @@ def _is_news(task: JudgeTask, look: Look) -> bool:
     return is_decisive or is_other
 
 
-def _cause(traffic: traffic_pb2.Traffic) -> str:
-    return traffic_pb2.Cause.Name(traffic.cause).removeprefix("CAUSE_")
+def _state(traffic: traffic_pb2.Traffic) -> TrafficState:
+    cause = traffic_pb2.Cause.Name(traffic.cause).removeprefix("CAUSE_")
+    return TrafficState(traffic.generation, cause, traffic.rollout.rpartition("/")[2])

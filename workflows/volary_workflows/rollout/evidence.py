@@ -9,8 +9,9 @@ from volary.gateway.v1 import evidence_pb2
 from volary_workflows.judge.inputs import Cell, Counts
 from volary_workflows.rollout.messages import WHOLE, TrafficStep
 
-MODEL_TIER = "model"
-OK = 0
+MODEL_TIERS = ("model", "")  # empty: a method that runs no model, such as ModelMetadata
+OK, CANCELLED, INVALID_ARGUMENT = 0, 1, 3
+CALLERS_OWN = (OK, CANCELLED, INVALID_ARGUMENT)  # of the caller's making, whatever the version did
 
 
 def cells_of(
@@ -45,11 +46,16 @@ def counts_of(variants: Iterable[evidence_pb2.VariantCounters]) -> Counts:
     for variant in variants:
         for outcome in variant.outcomes:
             calls += outcome.count
-            errors += 0 if outcome.code == OK and outcome.tier == MODEL_TIER else outcome.count
+            errors += outcome.count if is_error(outcome.code, outcome.tier) else 0
         latency = _added(latency, list(variant.latency.counts))
         users += variant.users.users
         users_with_error += variant.users.users_with_error
     return Counts(calls, errors, latency, users, users_with_error)
+
+
+def is_error(code: int, tier: str) -> bool:
+    """Say whether an outcome counts against the version: a failure, or an answer by no model."""
+    return tier not in MODEL_TIERS if code == OK else code not in CALLERS_OWN
 
 
 def edges_of(evidence: evidence_pb2.Evidence) -> list[int]:

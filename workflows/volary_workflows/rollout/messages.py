@@ -144,6 +144,7 @@ class Progress:
     stop_reason: str = ""
     skips: int = 0
     acknowledged: list[str] = field(default_factory=list)
+    looks: int = 0
     look: Look = field(default_factory=Look)
     evaluations: list[str] = field(default_factory=list)
     history: list[Transition] = field(default_factory=list)
@@ -239,7 +240,7 @@ class TrafficChange:
 
 @dataclass(frozen=True)
 class TrafficState:
-    """What traffic is after a write, or now."""
+    """What traffic is after a write, or now; `rollout` is the id of the one that wrote it."""
 
     generation: int
     cause: str

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-KEPT_US = 10_000_000  # polls are judged within seconds
-SETTLE_US = 1_000_000  # records are flushed every 0.1 s; a poll is judged when its own are here
+SETTLE_US = 2_000_000  # records are flushed every 0.1 s; a poll is judged when its own are here
+KEPT_US = 3 * SETTLE_US
 GUARD_US = 2_000  # the log's clock and the counter are read a moment apart
 
 
@@ -29,7 +29,8 @@ class Account:
     """One cluster's records against Envoy's counter."""
 
     records: int = 0
-    known_lost: int | None = None  # None until the first exact poll: what came before is not ours
+    # attempts without a record; before the first exact poll the two counts are not comparable
+    known_lost: int | None = None
     recent: deque[int] = field(default_factory=deque)
     polls: deque[Poll] = field(default_factory=deque)
 
@@ -37,6 +38,8 @@ class Account:
         """Take one record."""
         self.records += 1
         self.recent.append(ended_us)
+        while self.recent[0] + KEPT_US < ended_us:
+            self.recent.popleft()
 
     def poll(self, poll: Poll) -> None:
         """Take a reading of the counter; it is judged once its records must be here."""
@@ -47,9 +50,12 @@ class Account:
         found = Verdict()
         while self.polls and self.polls[0].ended_us + SETTLE_US <= now_us:
             found = self._judged(self.polls.popleft()).after(found)
-        while self.recent and self.recent[0] + KEPT_US < now_us:
-            self.recent.popleft()
         return found
+
+    def forget(self) -> None:
+        """Begin again: the counter is another process's."""
+        self.known_lost = None
+        self.polls.clear()
 
     def _judged(self, poll: Poll) -> Verdict:
         least = poll.attempts - self._until(poll.ended_us + GUARD_US)
@@ -58,6 +64,9 @@ class Account:
             if least == most:
                 self.known_lost = most
             return Verdict()
+        if most < self.known_lost:
+            self.forget()
+            return Verdict(is_restarted=True)
         lost = max(0, least - self.known_lost)
         self.known_lost += lost
         return Verdict(lost=lost, is_clear=most <= self.known_lost)
@@ -69,11 +78,17 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`lost` records were found missing; `is_clear`: for certain no further one is."""
+    """`lost` records were found missing; `is_clear`: for certain no further one is.
+
+    `is_restarted`: the counter began anew, so what its process had not sent is unknown.
+    """
 
     lost: int = 0
     is_clear: bool = False
+    is_restarted: bool = False
 
     def after(self, earlier: Verdict) -> Verdict:
         """Join with what an earlier poll said."""
-        return Verdict(self.lost + earlier.lost, self.is_clear)
+        return Verdict(
+            self.lost + earlier.lost, self.is_clear, self.is_restarted or earlier.is_restarted
+        )

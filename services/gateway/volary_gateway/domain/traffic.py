@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from volary_kit.errors import Aborted, FailedPrecondition, InvalidArgument
+
 from volary_gateway.domain.names import ModelName, RouteName
 
 TOTAL = 10_000  # constant, so that a ramp only ever adds callers to the candidate
@@ -221,7 +222,9 @@ def check_split(weights: Sequence[Weight], shadow: Shadow | None) -> None:
         )
     if shadow is not None and any(w.version == shadow.version and w.weight for w in weights):
         raise InvalidArgument(
-            "SHADOW_SERVES", "a version that serves cannot be its own shadow", field="shadow.version"
+            "SHADOW_SERVES",
+            "a version that serves cannot be its own shadow",
+            field="shadow.version",
         )
 
 
@@ -263,7 +266,7 @@ def _require_ready(after: Traffic, is_ready: IsReady, production: int) -> None:
 def _stale(current: Traffic, expected: int) -> Aborted:
     return Aborted(
         "STALE_GENERATION",
-        f"{current.model} is at generation {current.generation}, not {expected}: somebody wrote since",
+        f"{current.model} is at generation {current.generation}, not {expected}",
         metadata={
             "model": str(current.model),
             "generation": str(current.generation),

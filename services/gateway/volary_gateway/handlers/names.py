@@ -25,9 +25,7 @@ def version_of(name: str) -> VersionName:
     ids = parse(VERSION, name, field="name")
     number = ids["version"]
     if not number.isascii() or not number.isdigit() or len(number) > 18 or int(number) == 0:
-        raise InvalidArgument(
-            "NAME_MALFORMED", "a version is a positive number", field="name"
-        )
+        raise InvalidArgument("NAME_MALFORMED", "a version is a positive number", field="name")
     return VersionName(ids["project"], ids["model"], int(number))
 
 

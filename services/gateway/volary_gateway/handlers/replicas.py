@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
 from volary_kit.calls import current_call
@@ -36,19 +37,17 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
         sent = -1
         try:
             while not reading.done():
+                changed = asyncio.create_task(self._controller.changes.next().wait())
                 if self._controller.desired.revision != sent:
                     sent = self._controller.desired.revision
                     yield self._desired()
-                changed = asyncio.create_task(self._controller.changes.wait())
                 await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
             await reading
         finally:
             reading.cancel()
 
-    async def _read(
-        self, requests: AsyncIterator[replica_service_pb2.AttachRequest]
-    ) -> None:
+    async def _read(self, requests: AsyncIterator[replica_service_pb2.AttachRequest]) -> None:
         async for request in requests:
             await self._controller.report(_replica(request))
 
@@ -70,12 +69,13 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
         self, request: replica_service_pb2.GetVersionReadinessRequest, context: Context
     ) -> replica_service_pb2.VersionReadiness:
         version, call = version_of(request.name), current_call()
-        readiness = self._controller.readiness(version)
-        while request.wait_for_ready and not readiness.is_decided:
-            left_s = call.remaining_s() - RESERVE_S
-            if left_s <= 0 or not await self._controller.changes.wait(left_s):
-                break
-            readiness = self._controller.readiness(version)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, call.remaining_s() - RESERVE_S)):
+                while request.wait_for_ready:
+                    change = self._controller.changes.next()
+                    if self._controller.readiness(version).is_decided:
+                        break
+                    await change.wait()
         return _readiness(self._controller.readiness(version))
 
     async def ListReplicas(

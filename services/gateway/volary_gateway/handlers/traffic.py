@@ -17,9 +17,7 @@ from volary_gateway.handlers.names import TRAFFIC, model_of, rollout_of
 
 RESERVE_S = 0.2  # of the deadline, to answer that the push is not in effect yet
 PAGE = 100
-CAUSES = {
-    cause: traffic_pb2.Cause.Value(f"CAUSE_{cause.name}") for cause in domain.Cause
-}
+CAUSES = {cause: traffic_pb2.Cause.Value(f"CAUSE_{cause.name}") for cause in domain.Cause}
 CAUSE_OF = {number: cause for cause, number in CAUSES.items()}
 MISSING_KEYS = {
     key: traffic_pb2.MissingKey.Value(f"MISSING_KEY_{key.name}") for key in domain.MissingKey
@@ -59,11 +57,12 @@ class TrafficHandler(traffic_service_pb2_grpc.TrafficServiceServicer):
         model = _model(request.name)
         last: domain.Traffic | None = None
         while True:
+            change = self._controller.changes.next()
             served = self._controller.served(model)
             if served.traffic != last:
                 last = served.traffic
                 yield to_proto(served)
-            await self._controller.changes.wait()
+            await change.wait()
 
     async def SetTraffic(
         self, request: traffic_service_pb2.SetTrafficRequest, context: Context

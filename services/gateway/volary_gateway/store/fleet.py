@@ -70,9 +70,7 @@ async def save_replica(transaction: Transaction, replica: Replica) -> None:
         "versions": [_held_row(version, held) for version, held in replica.versions.items()],
     }
     statement = insert(replicas).values(values)
-    await transaction.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_=values)
-    )
+    await transaction.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
 async def forget_replica(transaction: Transaction, replica_id: str) -> None:
@@ -82,7 +80,15 @@ async def forget_replica(transaction: Transaction, replica_id: str) -> None:
 
 def _held_row(version: VersionName, held: Held) -> list[Any]:
     name = [version.project, version.model, version.version]
-    return [*name, held.digest, held.state, held.error_reason, held.error, held.backend, held.ready_us]
+    return [
+        *name,
+        held.digest,
+        held.state,
+        held.error_reason,
+        held.error,
+        held.backend,
+        held.ready_us,
+    ]
 
 
 def _replica(row: sa.RowMapping, lease_until_us: int) -> Replica:

@@ -1,6 +1,6 @@
 """Clusters and endpoints: one pair a version, one for any replica, one a service."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations

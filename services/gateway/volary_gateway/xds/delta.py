@@ -4,7 +4,7 @@ What is pointed at is sent and acknowledged before what points to it, and the ot
 on removal, so that no call ever meets a route to a cluster that is not there.
 """
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class _Subscription:
         return [
             item
             for name, item in there.items()
-            if self.wants(name) and item.version not in (self.held.get(name), self.refused.get(name))
+            if self.wants(name)
+            and item.version not in (self.held.get(name), self.refused.get(name))
         ]
 
     def removals(self, there: Mapping[str, Resource]) -> list[str]:
@@ -129,7 +130,11 @@ class DeltaStream:
     def _targets_are_settled(self, snapshot: Snapshot) -> bool:
         """Say that every cluster is there and its endpoints have come at least once."""
         clusters = self._subscriptions.get(xds.CLUSTER)
-        if clusters is None or clusters.in_flight or clusters.upserts(snapshot.resources[xds.CLUSTER]):
+        if (
+            clusters is None
+            or clusters.in_flight
+            or clusters.upserts(snapshot.resources[xds.CLUSTER])
+        ):
             return False
         endpoints = self._subscriptions.get(xds.ENDPOINTS)
         held = endpoints.held.keys() | endpoints.refused.keys() if endpoints else frozenset()
@@ -141,7 +146,11 @@ class DeltaStream:
             if subscription is None:
                 continue
             there = snapshot.resources[kind]
-            if subscription.in_flight or subscription.upserts(there) or subscription.removals(there):
+            if (
+                subscription.in_flight
+                or subscription.upserts(there)
+                or subscription.removals(there)
+            ):
                 return False
         return True
 

@@ -1,6 +1,6 @@
 """What must hold of a snapshot before it is served: references, then the traps of Envoy."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def panic_is_off(snapshot: Snapshot) -> Iterator[str]:
     """Below its panic threshold Envoy sends to hosts that it knows to be bad."""
     for cluster in _clusters(snapshot):
         settings = cluster.common_lb_config
-        if not settings.HasField("healthy_panic_threshold") or settings.healthy_panic_threshold.value:
+        if (
+            not settings.HasField("healthy_panic_threshold")
+            or settings.healthy_panic_threshold.value
+        ):
             yield f"cluster {cluster.name} has a panic threshold"
 
 

@@ -1,6 +1,6 @@
 """The one listener; nothing in here depends on traffic, so a rollout never touches it."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import heade
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
+from volary_gateway.xds import revocations
 from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
 from volary_gateway.xds.logs import attempt_log, refusal_log
 from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
@@ -101,7 +102,8 @@ def _filters(edge: Edge) -> list[HttpFilter]:
     services = edge.services.keys()
     return [
         _filter("envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()),
-        _filter("envoy.filters.http.jwt_authn", _credentials(edge)),
+        _filter(revocations.JWT_FILTER, _credentials(edge)),
+        HttpFilter(name=revocations.NAME, config_discovery=revocations.revocations_source()),
         _script("volary.admit", admission(edge.methods)),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script("envoy.filters.http.lua", routing(edge.methods, services)),
@@ -140,6 +142,7 @@ def _credentials(edge: Edge) -> jwt_pb2.JwtAuthentication:
             jwt_pb2.JwtClaimToHeader(header_name="volary-project", claim_name="prj"),
             jwt_pb2.JwtClaimToHeader(header_name="volary-principal", claim_name="sub"),
         ],
+        payload_in_metadata=revocations.JWT_CLAIMS,
         jwt_cache_config=jwt_pb2.JwtCacheConfig(jwt_cache_size=JWT_CACHE),
     )
     rules = [_open(method) for method in edge.methods if method.is_anonymous]

@@ -1,6 +1,6 @@
 """What Envoy tells gateway about each attempt."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations

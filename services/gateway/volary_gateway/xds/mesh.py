@@ -1,6 +1,6 @@
 """From the state of the mesh to the snapshot that Envoy gets."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
 from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
+from volary_gateway.xds.revocations import NAME as REVOCATIONS
+from volary_gateway.xds.revocations import revocations
 from volary_gateway.xds.routes import (
     ModelRoutes,
     default_routes,
@@ -38,6 +40,7 @@ class Mesh:
     traffic: tuple[Traffic, ...] = ()
     ready: Mapping[VersionName, tuple[str, ...]] = field(default_factory=dict)
     replicas: tuple[str, ...] = ()
+    revoked: tuple[str, ...] = ()
 
 
 def snapshot_of(mesh: Mesh) -> Snapshot:
@@ -47,6 +50,7 @@ def snapshot_of(mesh: Mesh) -> Snapshot:
         {
             xds.CLUSTER: clusters.values(),
             xds.ENDPOINTS: _endpoints(mesh, clusters),
+            xds.EXTENSION: [resource(REVOCATIONS, revocations(mesh.revoked))],
             xds.LISTENER: [resource(EDGE_LISTENER, edge_listener(mesh.edge))],
             xds.ROUTES: _routes(mesh),
             xds.SCOPE: _scopes(mesh),
@@ -95,7 +99,9 @@ def _routes(mesh: Mesh) -> list[Resource]:
     return [
         resource(default.name, default),
         *(
-            resource(traffic.model.scope, model_routes(ModelRoutes(traffic, _routable(mesh, traffic))))
+            resource(
+                traffic.model.scope, model_routes(ModelRoutes(traffic, _routable(mesh, traffic)))
+            )
             for traffic in _serving(mesh)
         ),
     ]

@@ -1,6 +1,6 @@
 """Small pieces of Envoy's API that every builder needs."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Route configurations: one small one a model, and one for what belongs to no model."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations

@@ -43,4 +43,4 @@ def _methods(methods: Iterable[Method]) -> str:
 
 
 def _text(name: str) -> str:
-    return (resources.files(__package__) / "lua" / name).read_text()
+    return (resources.files("volary_gateway.xds") / "lua" / name).read_text()

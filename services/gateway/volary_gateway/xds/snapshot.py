@@ -1,6 +1,6 @@
 """An immutable, versioned set of resources that must be consistent before it is served."""
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ def _type(name: str) -> TypeUrl:
 
 CLUSTER = _type("envoy.config.cluster.v3.Cluster")
 ENDPOINTS = _type("envoy.config.endpoint.v3.ClusterLoadAssignment")
+EXTENSION = _type("envoy.config.core.v3.TypedExtensionConfig")
 LISTENER = _type("envoy.config.listener.v3.Listener")
 SCOPE = _type("envoy.config.route.v3.ScopedRouteConfiguration")
 ROUTES = _type("envoy.config.route.v3.RouteConfiguration")
 RUNTIME = _type("envoy.service.runtime.v3.Runtime")
 
 # make before break: what is pointed at comes before what points
-ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SCOPE, RUNTIME)
+ORDER = (CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SCOPE, RUNTIME)
 VERSION_DIGITS = 16
 
 

@@ -62,7 +62,7 @@ class OnnxGraph:
         """Return every output by name; raise RunFailed when the graph does."""
         try:
             if self._is_plain:
-                values = self._session.run(self._outputs, dict(feeds))
+                values: list[Any] = list(self._session.run(self._outputs, dict(feeds)))
             else:
                 values = self._run_values(feeds)
         except InvalidArgument:

@@ -140,9 +140,10 @@ class Batcher:
         observer: BatchObserver,
         *,
         is_batched: bool,
+        run_times: RunTimes | None = None,
     ) -> None:
         self.policy = policy
-        self.run_times = RunTimes()
+        self.run_times = run_times or RunTimes()
         self._runner = runner
         self._clock = clock
         self._observer = observer

@@ -114,7 +114,7 @@ class Versions:
         """
         table = self._table
         if number is None:
-            number = self._production(table, model)
+            number = self._require_production(table, model)
         version = table.versions.get(model.version(number))
         if version is None:
             if not any(key.of_model == model for key in table.versions):
@@ -130,7 +130,11 @@ class Versions:
             raise version_not_found(key.of_model, key.version)
         return version, require_ready(version)
 
-    def _production(self, table: _Table, model: ModelKey) -> int:
+    def production_of(self, model: ModelKey) -> int | None:
+        """Return the number of a model's production version, None when it has none."""
+        return self._table.production.get(model)
+
+    def _require_production(self, table: _Table, model: ModelKey) -> int:
         number = table.production.get(model)
         if number is not None:
             return number

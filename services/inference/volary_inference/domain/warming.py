@@ -81,10 +81,12 @@ def check_golden(runner: Runner, golden: GoldenRows) -> None:
             )
 
 
-def _is_close(actual: np.ndarray, expected: np.ndarray, golden: GoldenRows) -> bool:
+def _is_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    if actual.shape != expected.shape:
+        return False
     if actual.dtype.kind != "f":
         return bool((actual == expected).all())
-    return bool(np.allclose(actual, expected, rtol=0.0, atol=golden.tolerance))
+    return bool(np.allclose(actual, expected, rtol=0.0, atol=tolerance))
 
 
 def _arrays(rows: object, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Protocols to engine and back: no policy, no state."""

@@ -37,9 +37,7 @@ def parsed(column: str, kind: ColumnType, time_format: str | None) -> pl.Expr:
         number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number)
     if kind == "bool":
-        return text.str.to_lowercase().replace_strict(
-            TRUTH, default=None, return_dtype=pl.Boolean
-        )
+        return text.str.to_lowercase().replace_strict(TRUTH, default=None, return_dtype=pl.Boolean)
     return _instant(text, kind, time_format)
 
 

@@ -15,7 +15,12 @@ from volary_ingest.domain.columns import DTYPES, ColumnName, ColumnType, canonic
 References = Mapping[str, pl.DataFrame]
 Scalar = str | int | float | bool
 Amount = int | float | ColumnName
-UNITS_US = {"days": 86_400_000_000, "hours": 3_600_000_000, "minutes": 60_000_000, "seconds": 1_000_000}
+UNITS_US = {
+    "days": 86_400_000_000,
+    "hours": 3_600_000_000,
+    "minutes": 60_000_000,
+    "seconds": 1_000_000,
+}
 # long enough to step over any summer-time gap, short enough to meet no second change of offset
 BEFORE_GAP = pl.duration(hours=3)
 

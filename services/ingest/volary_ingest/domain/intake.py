@@ -25,6 +25,7 @@ from volary_ingest.domain.source import SourceSpec
 
 ROW, FIRST_BROKEN, REASON = "__row", "__rule", "__reason"
 KEY_SEPARATOR = "|"
+PLACE = ("known_at", "event_time")
 # broken before any declared rule can be asked, and after all of them held
 MALFORMED, NO_KEY, NO_TIME = "field_malformed", "key_missing", "time_missing"
 KNOWN_TOO_EARLY, CONFLICT, SCHEMA = "known_before_event", "conflicting_record", "schema"
@@ -43,7 +44,7 @@ class Window:
 
     def holds(self) -> pl.Expr:
         """Return a mask of the rows within."""
-        position = pl.coalesce("known_at", "event_time")
+        position = pl.coalesce(PLACE)
         inside = pl.lit(value=True)
         if self.start_us is not None:
             inside = inside & (position >= _instant(self.start_us)).fill_null(value=False)
@@ -70,7 +71,7 @@ class Intake:
     """What became of each row: `read = accepted + duplicates + aside`, unless a rule halted it.
 
     `accepted` has `record_id`, `event_time`, `known_at` and the kept columns, each record id
-    once, in order of (`known_at`, `record_id`).
+    once, in order of (`known_at`, `record_id`). `last_us` is the place of the last row read.
     """
 
     read: int
@@ -79,6 +80,7 @@ class Intake:
     aside: Sequence[Aside] = ()
     defaulted: int = 0
     outcomes: Sequence[Outcome] = field(default=())
+    last_us: int | None = None
 
     @property
     def halt(self) -> Outcome | None:
@@ -107,6 +109,7 @@ def take(
         aside=aside,
         defaulted=_count(frame, *(_default_mask(rule) for rule in _defaults(spec))),
         outcomes=[*outcomes, *_batch_outcomes(frame, spec, len(aside)), *_own_outcomes(aside)],
+        last_us=frame.select(pl.coalesce(PLACE).dt.epoch("us").max()).item(),
     )
 
 
@@ -191,9 +194,7 @@ def _marked(
     return marked, outcomes
 
 
-def _separated(
-    good: pl.DataFrame, spec: SourceSpec
-) -> tuple[pl.DataFrame, int, pl.DataFrame]:
+def _separated(good: pl.DataFrame, spec: SourceSpec) -> tuple[pl.DataFrame, int, pl.DataFrame]:
     """Return each record id once, the number of equal copies, and copies that differ."""
     ordered = good.sort("known_at", "record_id", ROW)
     first = ordered.filter(pl.col("record_id").is_first_distinct())
@@ -243,7 +244,12 @@ def _own_outcomes(aside: Sequence[Aside]) -> list[Outcome]:
 
 
 def _row_outcome(rule: AnyRowRule, rows: int) -> Outcome:
-    done = {"warn": "noted", "default": "given a default", "quarantine": "put aside", "halt": "not allowed"}
+    done = {
+        "warn": "noted",
+        "default": "given a default",
+        "quarantine": "put aside",
+        "halt": "not allowed",
+    }
     text = f"{rows} rows {done[rule.severity]}: {reason_of(rule)}" if rows else "holds"
     return Outcome(rule.name, rule.severity, rows, text)
 

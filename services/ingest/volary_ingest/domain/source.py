@@ -10,7 +10,14 @@ from pydantic import StringConstraints, model_validator
 from volary_kit.documents import Declared, Strict, check_data
 
 from volary_ingest.domain.columns import ColumnName, ColumnType
-from volary_ingest.domain.contract import ByColumn, NotBefore, NullRate, ReferencesRule, RowRule, Rule
+from volary_ingest.domain.contract import (
+    ByColumn,
+    NotBefore,
+    NullRate,
+    ReferencesRule,
+    RowRule,
+    Rule,
+)
 from volary_ingest.domain.derivation import Derivation, Lookup
 
 OWN_COLUMNS = ("record_id", "event_time", "known_at")
@@ -86,14 +93,18 @@ class SourceSpec(Strict):
         for step in self.derive:
             missing = step.inputs() - columns
             if missing:
-                raise ValueError(f"{step.name} reads {', '.join(sorted(missing))} before it is there")
+                raise ValueError(
+                    f"{step.name} reads {', '.join(sorted(missing))} before it is there"
+                )
             columns.add(step.name)
         clash = columns & set(OWN_COLUMNS)
         if clash:
             raise ValueError(f"{', '.join(sorted(clash))} is a name that every record has already")
         local = [f.name for f in self.fields if f.type == "local_timestamp" and f.keep]
         if local:
-            raise ValueError(f"{', '.join(local)} has no zone: derive local_to_utc, and keep: false")
+            raise ValueError(
+                f"{', '.join(local)} has no zone: derive local_to_utc, and keep: false"
+            )
         return columns
 
     def _require_instants(self) -> None:

@@ -54,6 +54,14 @@ function envoy_on_response(handle)
     code = 8
     headers:replace("grpc-status", "8")
   end
+  if code == 7 and string.find(text, "RBAC", 1, true) then
+    code, text = 16, "the credential is revoked"
+    headers:replace("grpc-status", "16")
+    headers:replace("grpc-message", text)
+    headers:replace("grpc-status-details-bin",
+      details(handle, code, text, "CREDENTIAL_REVOKED", {}))
+    return
+  end
   local reason = NAMES[code] or "EDGE_REFUSED"
   headers:replace("grpc-status-details-bin", details(handle, code, text, reason, {}))
 end

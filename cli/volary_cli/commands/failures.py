@@ -1,0 +1,35 @@
+"""What a person is told of the errors of the launcher and of the mesh."""
+
+from __future__ import annotations
+
+import errno
+
+from volary_kit.errors import VolaryError
+
+from volary_cli.commands.exits import CommandError, Exit
+from volary_cli.launcher.engines.engine import EngineError
+from volary_cli.launcher.folder import MeshRunsError
+from volary_cli.launcher.ports import PortTakenError
+from volary_cli.launcher.running import DiskFullError
+from volary_cli.launcher.settings import ConfigurationError
+from volary_cli.launcher.supervisor import StartError
+
+OURS = (
+    ConfigurationError,
+    DiskFullError,
+    EngineError,
+    MeshRunsError,
+    PortTakenError,
+    StartError,
+)
+
+
+def explained(error: Exception) -> CommandError | None:
+    """Return the one line for an expected error, None for a defect."""
+    if isinstance(error, OURS):
+        return CommandError(str(error))
+    if isinstance(error, VolaryError):
+        return CommandError(f"{error.reason}: {error.message}", Exit.REFUSED)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return CommandError(f"the disk is full: {error.filename or error}")
+    return None

@@ -1,0 +1,55 @@
+"""The `volary` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from volary_cli.commands import mesh, traces
+from volary_cli.commands.exits import CommandError
+from volary_cli.commands.output import errors
+
+EPILOG = (
+    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no mesh runs, 4 not all is ready, "
+    "5 the mesh refused."
+)
+
+app = typer.Typer(
+    name="volary",
+    help="A mesh of gRPC services that carries a model from data to production and back.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
+    app.command(rich_help_panel="The mesh")(command)
+app.command(rich_help_panel="The mesh")(traces.trace)
+
+
+def main() -> None:
+    """Run one command; tell an expected error in one line and exit with its status."""
+    # every child is a fork that execs at once: gRPC has nothing to repair in it
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        explained = _explained(error)
+        if explained is None:
+            raise
+        errors.print(f"[red]error:[/] {explained.args[0]}", soft_wrap=True)
+        sys.exit(explained.status)
+
+
+def _explained(error: Exception) -> CommandError | None:
+    """Return what a person is told of an error; None when it is a defect of ours."""
+    if isinstance(error, CommandError):
+        return error
+    from volary_cli.commands.failures import explained
+
+    return explained(error)

@@ -1,0 +1,1 @@
+"""A small receiver of OpenTelemetry spans that keeps the recent ones in Postgres."""

@@ -1,0 +1,63 @@
+"""`volary.gateway.v1.EvidenceService`."""
+
+from __future__ import annotations
+
+from volary.gateway.v1 import evidence_pb2, evidence_service_pb2, evidence_service_pb2_grpc
+from volary_kit.clock import Clock
+from volary_kit.timestamps import from_us
+
+from volary_gateway.controller import Controller
+from volary_gateway.domain.evidence import LATENCY_EDGES_US, latency_counts
+from volary_gateway.handlers import Context
+from volary_gateway.handlers.names import model_of
+from volary_gateway.recorder import Recorder
+from volary_gateway.store.evidence import StoredVariant
+
+
+class EvidenceHandler(evidence_service_pb2_grpc.EvidenceServiceServicer):
+    """Tell the judge what Envoy saw."""
+
+    def __init__(self, recorder: Recorder, controller: Controller, clock: Clock) -> None:
+        self._recorder = recorder
+        self._controller = controller
+        self._clock = clock
+
+    async def GetEvidence(
+        self, request: evidence_service_pb2.GetEvidenceRequest, context: Context
+    ) -> evidence_pb2.Evidence:
+        model = model_of(request.model, field="model")
+        traffic = self._controller.served(model).traffic
+        rollout = request.rollout.rpartition("/")[2]
+        variants, gaps = await self._recorder.read(model, rollout, request.from_generation)
+        is_whole = all(not gap.is_open and not gap.lost for gap in gaps)
+        return evidence_pb2.Evidence(
+            model=str(model),
+            rollout=rollout,
+            variants=[_counters(stored) for stored in variants],
+            complete=is_whole and self._recorder.is_reconciled,
+            missing_records=sum(gap.lost for gap in gaps),
+            read_time=from_us(self._clock.now_us()),
+            generation=traffic.generation,
+        )
+
+
+def _counters(stored: StoredVariant) -> evidence_pb2.VariantCounters:
+    variant = stored.variant
+    return evidence_pb2.VariantCounters(
+        model=variant.model,
+        rollout=variant.rollout,
+        step=variant.step,
+        generation=variant.generation,
+        version=variant.version,
+        shadow=variant.is_shadow,
+        outcomes=[
+            evidence_pb2.OutcomeCount(code=code, tier=tier, count=count)
+            for code, tier, count in stored.outcomes
+        ],
+        latency=evidence_pb2.LatencyCounts(
+            edges_us=LATENCY_EDGES_US, counts=latency_counts(stored.latencies)
+        ),
+        users=evidence_pb2.UserCounts(users=stored.users, users_with_error=stored.users_with_error),
+        first_time=from_us(stored.first_us),
+        last_time=from_us(stored.last_us),
+    )

@@ -1,0 +1,177 @@
+"""Count attempts, store the counts in batches, and know whether any was lost.
+
+A record is counted at most once: a batch has an id, and one whose commit is unknown is repeated
+under it. What is lost (a stream that broke, a process that died with counts in memory) is found
+against Envoy's own counters and makes the generation that was live incomplete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from volary_kit.clock import Clock
+from volary_kit.database import Database
+from volary_kit.errors import VolaryError
+
+from volary_gateway.admin import EnvoyAdmin, Reading
+from volary_gateway.domain.completeness import Account, Verdict
+from volary_gateway.domain.evidence import Attempt, Counts
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.traffic import Traffic
+from volary_gateway.store import evidence as rows
+from volary_gateway.store.evidence import Gap, StoredVariant
+
+log = logging.getLogger(__name__)
+FLUSH_S = 0.2
+POLL_S = 0.5
+Live = Callable[[], Iterable[Traffic]]
+
+
+class Recorder:
+    """The evidence of all models, between Envoy's log and Postgres."""
+
+    def __init__(self, database: Database, admin: EnvoyAdmin, clock: Clock, live: Live) -> None:
+        self._database = database
+        self._admin = admin
+        self._clock = clock
+        self._live = live
+        self._counts = Counts()
+        self._pending: tuple[uuid.UUID, Counts] | None = None
+        self._flushing = asyncio.Lock()
+        self._accounts: dict[str, Account] = {}
+        self._gaps: dict[tuple[ModelName, int], Gap] = {}
+        self._unsaved_gaps: set[tuple[ModelName, int]] = set()
+        self._last: Reading | None = None
+
+    async def load(self) -> None:
+        """Read the accounts back; what was live while nobody counted is in doubt."""
+        async with self._database.read() as transaction:
+            self._accounts = await rows.accounts(transaction)
+            self._gaps = await rows.gaps(transaction)
+        if self._accounts:
+            self.doubt()
+
+    def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
+        """Take one record; one that is no evidence is still one of Envoy's attempts."""
+        if VersionName.of_cluster(cluster):
+            self._accounts.setdefault(cluster, Account()).note(ended_us)
+            self._counts.records[cluster] += 1
+        if attempt is not None:
+            self._counts.add(attempt)
+
+    def doubt(self, model: ModelName | None = None, *, is_final: bool = False) -> None:
+        """Mark what is live as possibly incomplete: a log stream broke, or Envoy died."""
+        for traffic in self._live():
+            if model in (None, traffic.model):
+                key = (traffic.model, traffic.generation)
+                gap = self._gaps.get(key, Gap(*key))
+                self._set(replace(gap, is_open=True, is_final=gap.is_final or is_final))
+
+    async def flush(self) -> None:
+        """Store what was counted; keep it when the database does not answer."""
+        async with self._flushing:
+            if self._pending is None and self._counts:
+                self._pending, self._counts = (uuid.uuid4(), self._counts), Counts()
+            if self._pending is not None:
+                batch, counts = self._pending
+                stored = self._as_stored(counts)
+                async with self._database.transaction() as transaction:
+                    await rows.add(transaction, batch, counts, stored, self._clock.now_us())
+                self._pending = None
+            await self._flush_gaps()
+
+    def _as_stored(self, counts: Counts) -> dict[str, Account]:
+        """Return the accounts as they are once this batch is in, without what came after it."""
+        return {
+            cluster: Account(
+                self._accounts[cluster].records - self._counts.records[cluster],
+                self._accounts[cluster].known_lost,
+            )
+            for cluster in counts.records
+        }
+
+    async def _flush_gaps(self) -> None:
+        if not self._unsaved_gaps:
+            return
+        unsaved = set(self._unsaved_gaps)
+        async with self._database.transaction() as transaction:
+            await rows.save_gaps(transaction, [self._gaps[key] for key in sorted(unsaved)])
+        self._unsaved_gaps -= unsaved
+
+    async def flush_always(self) -> None:
+        """Store the counts every 0.2 s, for ever."""
+        while True:
+            try:
+                await self.flush()
+            except VolaryError as error:
+                log.warning("evidence waits for the database: %s", error.reason)
+            await asyncio.sleep(FLUSH_S)
+
+    async def reconcile_always(self) -> None:
+        """Hold the records against Envoy's counters every 0.5 s, for ever."""
+        while True:
+            reading = await self._admin.read()
+            if reading is not None:
+                self._reconcile(reading)
+            await asyncio.sleep(POLL_S)
+
+    def _reconcile(self, reading: Reading) -> None:
+        last, self._last = self._last, reading
+        if last is not None and reading.uptime_s < last.uptime_s:
+            self._begin_again()
+        elif last is not None and reading.dropped > last.dropped:
+            self.doubt()
+        now_us = self._clock.now_us()
+        verdicts: dict[ModelName, list[Verdict]] = {}
+        for cluster, poll in reading.polls.items():
+            version = VersionName.of_cluster(cluster)
+            if version is not None:
+                account = self._accounts.setdefault(cluster, Account())
+                account.poll(poll)
+                verdicts.setdefault(version.parent, []).append(account.judge(now_us))
+        for model, found in verdicts.items():
+            self._conclude(model, found)
+
+    def _begin_again(self) -> None:
+        """Envoy died with what it had not sent; that can never be known."""
+        self.doubt(is_final=True)
+        for account in self._accounts.values():
+            account.forget()
+
+    def _conclude(self, model: ModelName, verdicts: list[Verdict]) -> None:
+        lost = sum(verdict.lost for verdict in verdicts)
+        is_clear = all(verdict.is_clear for verdict in verdicts)
+        if any(verdict.is_restarted for verdict in verdicts):
+            self.doubt(model, is_final=True)
+        doubted = [gap for gap in self._gaps.values() if gap.model == model and gap.is_open]
+        if lost and not doubted:
+            doubted = [Gap(t.model, t.generation) for t in self._live() if t.model == model]
+        for gap in doubted:
+            is_open = gap.is_final or not is_clear
+            if lost or is_open != gap.is_open:
+                self._set(replace(gap, lost=gap.lost + lost, is_open=is_open))
+
+    def _set(self, gap: Gap) -> None:
+        key = (gap.model, gap.generation)
+        self._gaps[key] = gap
+        self._unsaved_gaps.add(key)
+
+    async def read(
+        self, model: ModelName, rollout: str, from_generation: int
+    ) -> tuple[list[StoredVariant], list[Gap]]:
+        """Return the counts of a rollout, all that came in until now, and its gaps."""
+        await self.flush()
+        async with self._database.read() as transaction:
+            variants = await rows.of_rollout(transaction, model, rollout, from_generation)
+        generations = {stored.variant.generation for stored in variants}
+        gaps = [self._gaps[key] for g in generations if (key := (model, g)) in self._gaps]
+        return variants, gaps
+
+    @property
+    def is_reconciled(self) -> bool:
+        """True when Envoy's counters are being read: without them nothing is complete."""
+        return self._last is not None

@@ -1,0 +1,138 @@
+"""Composition of gateway."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import volary_contract
+from envoy.service.accesslog.v3 import als_pb2_grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
+from volary.gateway.v1 import (
+    evidence_service_pb2_grpc,
+    identity_service_pb2_grpc,
+    replica_service_pb2_grpc,
+    traffic_service_pb2_grpc,
+)
+from volary_kit.identity import KEY_ISSUER, SigningKey
+from volary_kit.outbox import Relay
+from volary_kit.resources import peers_of
+from volary_kit.service import Resources, Service, Servicer
+from volary_kit.settings import SettingsError
+from volary_kit.streams import Publisher
+
+from volary_gateway.admin import EnvoyAdmin
+from volary_gateway.controller import Controller
+from volary_gateway.credential import EnvoyCredential
+from volary_gateway.handlers.access_logs import AccessLogHandler
+from volary_gateway.handlers.discovery import DiscoveryHandler
+from volary_gateway.handlers.evidence import EvidenceHandler
+from volary_gateway.handlers.identity import IdentityHandler
+from volary_gateway.handlers.replicas import ReplicaHandler
+from volary_gateway.handlers.traffic import TrafficHandler
+from volary_gateway.plane import Plane
+from volary_gateway.recorder import Recorder
+from volary_gateway.settings import GatewaySettings
+from volary_gateway.xds.edge import Edge, edge_methods
+
+
+@asynccontextmanager
+async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
+    """Build gateway: it serves the stored state before it takes the first call."""
+    settings, database, clock = kit.settings, kit.database, kit.clock
+    if database is None:
+        raise SettingsError("VOLARY_GATEWAY_DATABASE_URL: gateway keeps its state in Postgres")
+    plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
+    controller = Controller(database, plane, edge_of(settings), admin, clock)
+    recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
+    await controller.load()
+    await recorder.load()
+    background: list[Callable[[], Awaitable[None]]] = [
+        controller.watch_leases,
+        recorder.flush_always,
+        recorder.reconcile_always,
+    ]
+    if (credential := _envoy_credential(kit)) is not None:
+        credential.write()
+        background.append(credential.renew_always)
+    if kit.redis is not None:
+        background.append(Relay(database, Publisher(kit.redis)).run)
+    yield Service(
+        servicers=[
+            Servicer(
+                traffic_service_pb2_grpc.add_TrafficServiceServicer_to_server,
+                TrafficHandler(controller),
+                "volary.gateway.v1.TrafficService",
+            ),
+            Servicer(
+                replica_service_pb2_grpc.add_ReplicaServiceServicer_to_server,
+                ReplicaHandler(controller),
+                "volary.gateway.v1.ReplicaService",
+            ),
+            Servicer(
+                evidence_service_pb2_grpc.add_EvidenceServiceServicer_to_server,
+                EvidenceHandler(recorder, controller, clock),
+                "volary.gateway.v1.EvidenceService",
+            ),
+            Servicer(
+                identity_service_pb2_grpc.add_IdentityServiceServicer_to_server,
+                IdentityHandler(database, _issuing_key(settings), controller, clock),
+                "volary.gateway.v1.IdentityService",
+            ),
+            Servicer(
+                ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server,
+                DiscoveryHandler(plane),
+                "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            ),
+            Servicer(
+                als_pb2_grpc.add_AccessLogServiceServicer_to_server,
+                AccessLogHandler(recorder),
+                "envoy.service.accesslog.v3.AccessLogService",
+            ),
+        ],
+        readiness=[database.ping],
+        background=background,
+    )
+    await recorder.flush()
+
+
+def edge_of(settings: GatewaySettings) -> Edge:
+    """Return what the edge is made of, from the settings alone."""
+    services = {peer: address for peer, address in peers_of(settings).items() if address}
+    services["gateway"] = f"{settings.host}:{settings.port}"
+    return Edge(
+        listen=settings.envoy_listen,
+        jwks=_edge_jwks(settings),
+        descriptor_set=volary_contract.descriptor_set(),
+        methods=edge_methods(),
+        services=services,
+        otlp=_host_port(settings.otlp_endpoint),
+    )
+
+
+def _edge_jwks(settings: GatewaySettings) -> str:
+    """Return the keys that sign API keys: a service token is never good at the edge."""
+    if settings.jwks_file is None:
+        return '{"keys": []}'
+    keys = json.loads(settings.jwks_file.read_text())["keys"]
+    return json.dumps({"keys": [key for key in keys if key.get("iss") == KEY_ISSUER]})
+
+
+def _issuing_key(settings: GatewaySettings) -> SigningKey | None:
+    if settings.issuing_key_file is None:
+        return None
+    return SigningKey.read(settings.issuing_key_file, kid=settings.issuing_key_id)
+
+
+def _envoy_credential(kit: Resources[GatewaySettings]) -> EnvoyCredential | None:
+    settings = kit.settings
+    if settings.envoy_credential_file is None or settings.service_key_file is None:
+        return None
+    key = SigningKey.read(settings.service_key_file, kid=kit.service)
+    return EnvoyCredential(settings.envoy_credential_file, key, kit.clock)
+
+
+def _host_port(endpoint: str | None) -> str:
+    """Return host:port of an OTLP endpoint that may be a URL."""
+    return (endpoint or "").rpartition("://")[2].rstrip("/")

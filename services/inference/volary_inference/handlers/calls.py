@@ -1,0 +1,75 @@
+"""What a call's headers say about version and route, and what every reply says back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from volary_kit import telemetry
+from volary_kit.calls import Call
+from volary_kit.errors import InvalidArgument
+
+from volary_inference.domain.engine import TIER_MODEL, TIER_NONE
+from volary_inference.domain.predictions import Cancellation, ModelKey, Origin, VersionKey
+from volary_inference.domain.versions import Versions, version_not_found
+
+Context = grpc.ServicerContext
+VERSION, TIER, ROUTE, SHADOW = "volary-version", "volary-tier", "volary-route", "volary-shadow"
+ATTEMPT = "x-envoy-attempt-count"
+
+
+def model_of(call: Call, model: str, field: str) -> ModelKey:
+    """Return the model that a call means, within the caller's project."""
+    if not model:
+        raise InvalidArgument("MODEL_NAME_EMPTY", "the call names no model", field=field)
+    return ModelKey(call.project, model)
+
+
+def number_of(model: ModelKey, text: str) -> int | None:
+    """Return a version's number, None when the text is empty; raise NotFound for no number."""
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > len(str(1 << 63)):
+        raise version_not_found(model, 0).with_metadata(version=text[:64])
+    return int(text)
+
+
+def chosen(call: Call, versions: Versions, model: ModelKey, asked: int | None) -> VersionKey:
+    """Return the version that runs: Envoy's header, else the message's, else production."""
+    header = number_of(model, call.text(VERSION))
+    return versions.choose(model, asked if header is None else header)
+
+
+def origin_of(call: Call) -> Origin:
+    """Return how the call came."""
+    attempt = call.text(ATTEMPT)
+    return Origin(
+        request_key=call.request_key,
+        attempt=int(attempt) if attempt.isdecimal() and len(attempt) < len("1000") else 1,
+        route=call.text(ROUTE),
+        is_shadow=call.text(SHADOW).lower() == "true",
+        trace_id=call.trace_id,
+        traceparent=telemetry.traceparent(),
+    )
+
+
+def cancellation_of(context: Context) -> Cancellation:
+    """Return what tells the engine that the caller went away."""
+    cancellation = Cancellation()
+    if not context.add_callback(cancellation.cancel):
+        cancellation.cancel()
+    return cancellation
+
+
+@contextmanager
+def marked(context: Context, key: VersionKey) -> Iterator[None]:
+    """Tell the router which version answered, and by which tier: also when it failed."""
+    _mark(context, key, TIER_NONE)
+    yield
+    _mark(context, key, TIER_MODEL)
+
+
+def _mark(context: Any, key: VersionKey, tier: str) -> None:
+    context.set_trailing_metadata(((VERSION, str(key.version)), (TIER, tier)))

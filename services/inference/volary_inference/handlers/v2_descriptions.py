@@ -1,0 +1,112 @@
+"""Versions as V2 describes them: metadata, configuration, statistics, index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from inference import grpc_service_pb2 as pb
+
+from volary_inference.domain.predictions import ModelKey
+from volary_inference.domain.signatures import TensorSpec
+from volary_inference.domain.statistics import Total
+from volary_inference.domain.versions import Serving, State, Version
+
+NANOS = 1_000_000_000
+SPECIAL_TYPES = {"BYTES": "TYPE_STRING"}
+INDEX_STATES = {
+    State.LOADING: "LOADING",
+    State.WARMING: "LOADING",
+    State.READY: "READY",
+    State.DRAINING: "UNLOADING",
+    State.FAILED: "UNAVAILABLE",
+}
+
+
+def metadata_of(
+    model: ModelKey, serving: Serving, versions: Iterable[Version]
+) -> pb.ModelMetadataResponse:
+    """Describe the tensors of one version, and name all that are ready."""
+    return pb.ModelMetadataResponse(
+        name=model.model,
+        versions=[str(version.key.version) for version in versions],
+        platform=serving.platform,
+        inputs=[_tensor(spec) for spec in serving.signature.inputs],
+        outputs=[_tensor(spec) for spec in serving.signature.outputs],
+    )
+
+
+def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
+    """Describe how one version is served; a batched one's shapes leave out the batch."""
+    signature, policy = serving.signature, serving.batcher.policy
+    skip = 1 if signature.is_batched else 0
+    return pb.ModelConfig(
+        name=model.model,
+        platform=serving.platform,
+        backend=serving.platform.partition("_")[0],
+        max_batch_size=policy.max_rows if signature.is_batched else 0,
+        input=[
+            pb.ModelInput(name=spec.name, data_type=_data_type(spec), dims=spec.shape[skip:])
+            for spec in signature.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=spec.shape[skip:])
+            for spec in signature.outputs
+        ],
+        instance_group=[
+            pb.ModelInstanceGroup(
+                name=f"{model.model}_0", count=1, kind=pb.ModelInstanceGroup.KIND_CPU
+            )
+        ],
+        dynamic_batching=pb.ModelDynamicBatching(
+            preferred_batch_size=[policy.max_rows],
+            max_queue_delay_microseconds=round(policy.max_delay_s * 1_000_000),
+        )
+        if signature.is_batched
+        else None,
+    )
+
+
+def statistics_of(version: Version, serving: Serving) -> pb.ModelStatistics:
+    """Return what a version did since it was loaded."""
+    seen = serving.statistics.snapshot()
+    return pb.ModelStatistics(
+        name=version.key.model,
+        version=str(version.key.version),
+        last_inference=seen.last_us // 1_000,
+        inference_count=seen.rows,
+        execution_count=seen.run.count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(seen.success),
+            fail=_duration(seen.failure),
+            queue=_duration(seen.queue),
+            compute_infer=_duration(seen.run),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(total))
+            for size, total in sorted(seen.by_batch_size.items())
+        ],
+    )
+
+
+def index_of(version: Version) -> pb.RepositoryIndexResponse.ModelIndex:
+    """Return one row of the index."""
+    return pb.RepositoryIndexResponse.ModelIndex(
+        name=version.key.model,
+        version=str(version.key.version),
+        state=INDEX_STATES[version.state],
+        reason=version.error_reason,
+    )
+
+
+def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.datatype, shape=list(spec.shape)
+    )
+
+
+def _data_type(spec: TensorSpec) -> pb.DataType:
+    return pb.DataType.Value(SPECIAL_TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"))
+
+
+def _duration(total: Total) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=total.count, ns=int(total.seconds * NANOS))

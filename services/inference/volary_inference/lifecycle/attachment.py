@@ -1,0 +1,161 @@
+"""The stream to gateway: this replica reports, gateway says what it shall hold."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import grpc
+from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
+from volary_kit.errors import VolaryError
+from volary_kit.health import Health
+from volary_kit.timestamps import MICROS, duration_from_us, duration_us, from_us
+
+from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.versions import State, Version, Versions
+from volary_inference.lifecycle.desired import Desired, DesiredFile, DesiredVersion
+from volary_inference.lifecycle.keeper import Keeper
+
+log = logging.getLogger(__name__)
+ENGINE = "python"
+DEFAULT_LEASE_S = 5.0
+REPORTS_A_LEASE = 3  # two may be lost before the lease ends
+RECONNECT_S = (0.1, 2.0)
+STATES = {
+    State.LOADING: replica_pb2.VERSION_STATE_LOADING,
+    State.WARMING: replica_pb2.VERSION_STATE_WARMING,
+    State.READY: replica_pb2.VERSION_STATE_READY,
+    State.DRAINING: replica_pb2.VERSION_STATE_DRAINING,
+    State.FAILED: replica_pb2.VERSION_STATE_FAILED,
+}
+
+
+class Reporter:
+    """Writes the replica's whole state into a report."""
+
+    def __init__(
+        self,
+        replica_id: str,
+        address: Callable[[], str],
+        versions: Versions,
+        keeper: Keeper,
+        health: Health,
+    ) -> None:
+        self._replica_id = replica_id
+        self._incarnation = uuid.uuid4().hex
+        self._address = address
+        self._versions = versions
+        self._keeper = keeper
+        self._health = health
+
+    def report(self) -> replica_service_pb2.AttachRequest:
+        """Return the state as it is now."""
+        versions = self._versions.all()
+        return replica_service_pb2.AttachRequest(
+            replica_id=self._replica_id,
+            address=self._address(),
+            incarnation=self._incarnation,
+            revision=self._keeper.revision,
+            versions=[loaded_version(version) for version in versions],
+            draining=self._health.is_draining,
+            engine=ENGINE,
+            queue_time=duration_from_us(int(_queue_s(versions) * MICROS)),
+        )
+
+
+class Attachment:
+    """Keeps the stream open; while gateway is away the last desired set goes on serving."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        reporter: Reporter,
+        keeper: Keeper,
+        file: DesiredFile,
+        health: Health,
+    ) -> None:
+        self._stub = replica_service_pb2_grpc.ReplicaServiceStub(channel)
+        self._reporter = reporter
+        self._keeper = keeper
+        self._file = file
+        self._health = health
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self._lease_s = DEFAULT_LEASE_S
+
+    def wake(self) -> None:
+        """Report soon; callable from the event loop's thread and from others."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def run(self) -> None:
+        """Attach for ever, with a growing wait between failures."""
+        self._loop = asyncio.get_running_loop()
+        wait_s = RECONNECT_S[0]
+        with self._health.watched(self.wake):
+            while True:
+                try:
+                    async for state in self._stub.Attach(self._reports()):
+                        await self._follow(state)
+                        wait_s = RECONNECT_S[0]
+                except VolaryError as error:
+                    log.warning("gateway is away: %s", error)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
+                wait_s = min(RECONNECT_S[1], wait_s * 2)
+
+    async def _reports(self) -> AsyncIterator[replica_service_pb2.AttachRequest]:
+        while True:
+            self._changed.clear()
+            yield self._reporter.report()
+            try:
+                async with asyncio.timeout(self._lease_s / REPORTS_A_LEASE):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _follow(self, state: replica_pb2.DesiredState) -> None:
+        if state.HasField("lease"):
+            lease_s = duration_us(state.lease) / MICROS
+            self._lease_s = lease_s or DEFAULT_LEASE_S
+        desired = desired_of(state)
+        self._keeper.want(desired)
+        await asyncio.to_thread(self._file.write, desired)
+
+
+def desired_of(state: replica_pb2.DesiredState) -> Desired:
+    """Read gateway's message."""
+    return Desired(
+        state.revision,
+        tuple(
+            DesiredVersion(
+                VersionKey(row.project, row.model, row.version), row.digest, row.production
+            )
+            for row in state.versions
+        ),
+    )
+
+
+def loaded_version(version: Version) -> replica_pb2.LoadedVersion:
+    """Write one version as gateway and control port show it."""
+    return replica_pb2.LoadedVersion(
+        project=version.key.project,
+        model=version.key.model,
+        version=version.key.version,
+        digest=version.digest,
+        state=STATES[version.state],
+        error_reason=version.error_reason,
+        error=version.error,
+        backend="" if version.serving is None else version.serving.backend,
+        ready_time=None if version.ready_us is None else from_us(version.ready_us),
+    )
+
+
+def _queue_s(versions: Iterable[Version]) -> float:
+    """Return the longest of the versions' mean queue times: what scaling looks at."""
+    return max(
+        (v.serving.statistics.recent_queue_s for v in versions if v.serving is not None),
+        default=0.0,
+    )

@@ -1,0 +1,171 @@
+"""Brings the loaded versions to the desired set, one task a version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from volary_kit.clock import Clock
+from volary_kit.errors import (
+    Aborted,
+    DeadlineExceeded,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    VolaryError,
+)
+
+from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.versions import State, Version, Versions
+from volary_inference.lifecycle.desired import Desired
+from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.packages import PackageSource
+
+log = logging.getLogger(__name__)
+# another attempt may go better; everything else is the version's own fault
+PASSING = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted, Unauthenticated)
+Work = Callable[[], Coroutine[Any, Any, None]]
+RETRY_S = (0.2, 5.0)
+DRAIN_S = 30.0  # a batch that takes longer than this is stuck
+
+
+class Keeper:
+    """Loads what is wanted, drains what is not; `changed` is called after every step."""
+
+    def __init__(
+        self,
+        versions: Versions,
+        packages: PackageSource,
+        loader: Loader,
+        clock: Clock,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._versions = versions
+        self._packages = packages
+        self._loader = loader
+        self._clock = clock
+        self._changed = changed
+        self._desired: Desired | None = None
+        self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
+        self._loading = asyncio.Semaphore(1)  # one load at a time leaves a core to the calls
+        self._was_warm = False
+
+    @property
+    def revision(self) -> int:
+        """Revision of the desired set that is worked on; 0 before the first."""
+        return 0 if self._desired is None else self._desired.revision
+
+    async def is_warm(self) -> bool:
+        """Say whether every version of the first desired set is ready or refused.
+
+        Once true it stays true: a version that loads later takes no call away from the others.
+        """
+        if not self._was_warm and self._desired is not None:
+            states = [self._versions.find(key) for key in self._desired.digests]
+            self._was_warm = all(
+                version is not None and version.state in (State.READY, State.FAILED)
+                for version in states
+            )
+        return self._was_warm
+
+    def want(self, desired: Desired) -> None:
+        """Take a new desired set; returns at once, the work goes on in tasks."""
+        self._desired = desired
+        digests = desired.digests
+        for version in self._versions.all():
+            if digests.get(version.key) != version.digest:
+                self._begin(version.key, partial(self._unload, version.key))
+        for key, digest in digests.items():
+            if self._versions.find(key) is None:
+                self._versions.put(Version(key, digest))
+                self._begin(key, partial(self._load, key, digest))
+        self._versions.set_production(desired.production)
+        self._changed()
+
+    async def close(self) -> None:
+        """Stop loading, answer what is queued."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        servings = [v.serving for v in self._versions.all() if v.serving is not None]
+        await asyncio.gather(*(asyncio.to_thread(s.batcher.close, DRAIN_S) for s in servings))
+
+    def _begin(self, key: VersionKey, work: Work) -> None:
+        """Start the one task of a version in place of the one before."""
+        before = self._tasks.pop(key, None)
+        task = asyncio.create_task(self._after(before, work))
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._ended(key, done))
+
+    async def _after(self, before: asyncio.Task[None] | None, work: Work) -> None:
+        if before is not None:
+            before.cancel()
+            await asyncio.gather(before, return_exceptions=True)
+        await work()
+
+    def _ended(self, key: VersionKey, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed to change", key.name, exc_info=task.exception())
+
+    def _put(self, version: Version) -> None:
+        self._versions.put(version)
+        self._changed()
+
+    async def _load(self, key: VersionKey, digest: str) -> None:
+        wait_s, longest_s = RETRY_S
+        while True:
+            try:
+                await self._load_once(key, digest)
+            except PASSING as error:
+                log.warning("%s waits: %s", key.name, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(longest_s, wait_s * 2)
+            except VolaryError as error:
+                log.warning("%s is refused: %s", key.name, error)
+                self._put(
+                    Version(
+                        key,
+                        digest,
+                        State.FAILED,
+                        error_reason=error.reason,
+                        error=error.message,
+                    )
+                )
+                return
+            else:
+                return
+
+    async def _load_once(self, key: VersionKey, digest: str) -> None:
+        package = await self._packages.fetch(key, digest)
+        description = package.description
+        version = Version(
+            key,
+            digest,
+            feature_set=description.feature_set,
+            schema_hash=description.schema_hash,
+        )
+        async with self._loading:
+            graph = await asyncio.to_thread(self._loader.open, package)
+            self._put(replace(version, state=State.WARMING))
+            serving = await asyncio.to_thread(self._loader.warm, key, graph, package)
+        ready = replace(version, state=State.READY, serving=serving, ready_us=self._clock.now_us())
+        self._put(ready)
+        log.info("%s is ready", key.name)
+
+    async def _unload(self, key: VersionKey) -> None:
+        version = self._versions.find(key)
+        if version is not None and version.serving is not None:
+            self._put(replace(version, state=State.DRAINING))
+            await asyncio.to_thread(version.serving.batcher.close, DRAIN_S)
+        self._versions.remove(key)
+        self._changed()
+        if self._desired is not None and key in self._desired.digests:
+            digest = self._desired.digests[key]
+            self._put(Version(key, digest))
+            await self._load(key, digest)

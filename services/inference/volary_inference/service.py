@@ -1,0 +1,143 @@
+"""Composition: the engine, its two listeners, the stream to gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis
+from inference import grpc_service_pb2_grpc
+from volary.inference.v1 import control_service_pb2_grpc, prediction_service_pb2_grpc
+from volary_kit.errors import VolaryError
+from volary_kit.server import SyncServer
+from volary_kit.service import Resources, Service, Servicer
+from volary_kit.statuses import ERRORS, code_of
+
+from volary_inference.domain.batching import BatchPolicy
+from volary_inference.domain.engine import Engine, PythonEngine
+from volary_inference.domain.events import EventRing
+from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.versions import Versions
+from volary_inference.feature_source import FeatureSource
+from volary_inference.handlers import control, prediction, v2
+from volary_inference.lifecycle.attachment import Attachment, Reporter
+from volary_inference.lifecycle.desired import Desired, DesiredFile
+from volary_inference.lifecycle.keeper import Keeper
+from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.packages import RegistryPackages
+from volary_inference.measures import EngineCollector
+from volary_inference.settings import InferenceSettings
+from volary_inference.stream import PredictionStream
+
+Kit = Resources[InferenceSettings]
+FLUSH_S = 5.0
+REDIS_TIMEOUT_S = 2.0
+
+
+@asynccontextmanager
+async def build(kit: Kit) -> AsyncIterator[Service]:
+    """Put the service together; what was queued is answered before it is taken apart."""
+    settings = kit.settings
+    versions, failpoints = Versions(), Failpoints()
+    ring = EventRing(settings.event_capacity if settings.redis_url else 0)
+    engine = PythonEngine(
+        versions, ring, kit.clock, failpoints, error_of=injected_error, code_of=code_of
+    )
+    loader = Loader(_batch_policy(settings), kit.clock)
+    folder = settings.data_dir / "inference"
+    packages = RegistryPackages(kit.channels.to("registry"), folder, settings.max_artifact_bytes)
+    attachment: Attachment | None = None
+    keeper = Keeper(versions, packages, loader, kit.clock, lambda: attachment and attachment.wake())
+    data = _data_server(kit, engine, versions)
+    file = DesiredFile(folder / f"desired-{settings.instance}.json")
+    if kit.channels.is_configured("gateway"):
+        reporter = Reporter(
+            f"inference-{settings.instance}",
+            lambda: _address(kit, data),
+            versions,
+            keeper,
+            kit.health,
+        )
+        attachment = Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health)
+    _remember(keeper, file, is_alone=attachment is None)
+    kit.registry.register(EngineCollector(versions, ring))
+    stream = _stream(settings, ring)
+    try:
+        yield Service(
+            readiness=[keeper.is_warm],
+            background=[attachment.run] if attachment is not None else [],
+            listeners=[data, _control_server(kit, versions, ring, failpoints)],
+        )
+    finally:
+        await keeper.close()
+        if stream is not None:
+            stream.close(FLUSH_S)
+
+
+def injected_error(code: int) -> VolaryError:
+    """Return the error of a failpoint's gRPC status code."""
+    return ERRORS[code]("FAILPOINT", "a failpoint is armed for this version")
+
+
+def _remember(keeper: Keeper, file: DesiredFile, *, is_alone: bool) -> None:
+    """Take up the set of the life before; without a gateway an empty one is all there is."""
+    remembered = file.read()
+    if remembered is None and is_alone:
+        remembered = Desired(0)
+    if remembered is not None:
+        keeper.want(remembered)
+
+
+def _data_server(kit: Kit, engine: Engine, versions: Versions) -> SyncServer:
+    settings = kit.settings
+    infer = v2.V2Handler(
+        engine, versions, lambda: kit.health.is_ready, settings.stream_message_timeout_s
+    )
+    predict = prediction.PredictionHandler(
+        engine, versions, FeatureSource(kit.channels.to_sync("features"))
+    )
+    servicers = [
+        Servicer(
+            grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, infer, v2.SERVICE
+        ),
+        Servicer(
+            prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server,
+            predict,
+            prediction.SERVICE,
+        ),
+    ]
+    return kit.sync_server(
+        servicers, port=settings.port, threads=settings.threads, streams=settings.streams
+    )
+
+
+def _control_server(kit: Kit, versions: Versions, ring: EventRing, failpoints: Failpoints):  # noqa: ANN202
+    handler = control.ControlHandler(
+        versions, ring, failpoints if kit.settings.failpoints else None
+    )
+    add = control_service_pb2_grpc.add_ControlServiceServicer_to_server
+    servicer = Servicer(add, handler, control.SERVICE)
+    return kit.aio_server([servicer], port=kit.settings.control_port)
+
+
+def _batch_policy(settings: InferenceSettings) -> BatchPolicy:
+    return BatchPolicy(
+        max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / 1_000_000
+    )
+
+
+def _address(kit: Kit, data: SyncServer) -> str:
+    return kit.settings.address or str(data.address)
+
+
+def _stream(settings: InferenceSettings, ring: EventRing) -> PredictionStream | None:
+    if settings.redis_url is None:
+        return None
+    client = redis.Redis.from_url(
+        settings.redis_url,
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+    )
+    stream = PredictionStream(ring, client)
+    stream.start()
+    return stream

@@ -1,0 +1,29 @@
+"""Settings of inference, `VOLARY_INFERENCE_...`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from volary_kit.settings import ServiceSettings
+
+
+class InferenceSettings(ServiceSettings, service="inference"):
+    """The data listener is on `port`, the control listener on `control_port`.
+
+    `instance` names the replica, stable over its restarts. `address` is what others reach the
+    data listener by, when it is not host:port.
+    """
+
+    control_port: int = Field(default=0, ge=0, le=65_535)
+    address: str | None = None
+    failpoints: bool = False
+    threads: int = Field(default=64, ge=1, le=1_024)
+    streams: int = Field(default=32, ge=1, le=1_024)
+    max_batch_rows: int = Field(default=64, ge=1, le=4_096)
+    max_batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)
+    event_capacity: int = Field(default=65_536, ge=0)
+    max_artifact_bytes: int = Field(default=1 << 30, gt=0)
+    stream_message_timeout_s: float = Field(default=30.0, gt=0)
+
+    gateway_address: str | None = None
+    registry_address: str | None = None
+    features_address: str | None = None

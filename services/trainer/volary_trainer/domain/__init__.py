@@ -1,0 +1,1 @@
+"""What the trainer decides; no gRPC, no SQL, no torch."""

@@ -1,0 +1,91 @@
+"""Metrics of a binary classifier, alone and paired with another on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+CLIP = 1e-6  # a score of 0 or 1 costs at most -ln(1e-6) = 13.8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate less baseline of one loss over n rows, with the sample variance (n - 1)."""
+
+    metric: str
+    mean: float
+    variance: float
+    bound: float
+
+
+def log_losses(scores: Floats, labels: Floats) -> Floats:
+    """Return -ln of the probability given to what happened, each row; scores are clipped."""
+    clipped = np.clip(scores, CLIP, 1 - CLIP)
+    return -np.where(labels > 0, np.log(clipped), np.log1p(-clipped))
+
+
+def squared_errors(scores: Floats, labels: Floats) -> Floats:
+    """Return (score - label)^2, each row (Brier, 1950)."""
+    return (scores - labels) ** 2
+
+
+def auc(scores: Floats, labels: Floats) -> float:
+    """Return the area under the ROC curve by ranks, ties counted half (Mann and Whitney, 1947)."""
+    positives = int(np.count_nonzero(labels > 0))
+    negatives = len(labels) - positives
+    if positives == 0 or negatives == 0:
+        return 0.5
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2)[inverse]
+    above = float(ranks[labels > 0].sum()) - positives * (positives + 1) / 2
+    return above / (positives * negatives)
+
+
+def metrics(scores: Floats, labels: Floats, threshold: float) -> dict[str, float]:
+    """Return auc, log_loss, brier, accuracy, positive_share and mean_score; {} without rows."""
+    if len(labels) == 0:
+        return {}
+    return {
+        "auc": auc(scores, labels),
+        "log_loss": float(log_losses(scores, labels).mean()),
+        "brier": float(squared_errors(scores, labels).mean()),
+        "accuracy": float(correct(scores, labels, threshold).mean()),
+        "positive_share": float((labels > 0).mean()),
+        "mean_score": float(scores.mean()),
+    }
+
+
+def correct(scores: Floats, labels: Floats, threshold: float) -> NDArray[np.bool_]:
+    """Return which rows the decision got right."""
+    return (scores > threshold) == (labels > 0)
+
+
+def differences(
+    candidate: Floats, baseline: Floats, labels: Floats, thresholds: tuple[float, float]
+) -> list[Difference]:
+    """Return paired differences of log loss, Brier score and error; at least two rows."""
+
+    def errors(scores: Floats, threshold: float) -> Floats:
+        return 1.0 - correct(scores, labels, threshold)
+
+    return [
+        _difference("log_loss", _pair(log_losses, candidate, baseline, labels), -np.log(CLIP)),
+        _difference("brier", _pair(squared_errors, candidate, baseline, labels), 1.0),
+        _difference("error", errors(candidate, thresholds[0]) - errors(baseline, thresholds[1]), 1),
+    ]
+
+
+def _pair(
+    loss: Callable[[Floats, Floats], Floats], candidate: Floats, baseline: Floats, labels: Floats
+) -> Floats:
+    return loss(candidate, labels) - loss(baseline, labels)
+
+
+def _difference(metric: str, values: Floats, bound: float) -> Difference:
+    variance = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+    return Difference(metric, float(values.mean()), variance, float(bound))

@@ -1,0 +1,1 @@
+"""Handlers translate: request, domain and store, reply."""

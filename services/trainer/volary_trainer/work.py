@@ -1,0 +1,216 @@
+"""The long work: train and register, compare versions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from volary.features.v1.feature_pb2 import TrainingSet
+from volary.registry.v1.model_pb2 import (
+    ARTIFACT_KIND_ONNX,
+    ARTIFACT_KIND_SAFETENSORS,
+    Lineage,
+    ModelVersion,
+    TensorSpec,
+)
+from volary.trainer.v1.run_pb2 import (
+    RUN_STATE_CANCELLED,
+    RUN_STATE_FAILED,
+    RUN_STATE_RUNNING,
+    RUN_STATE_SUCCEEDED,
+    Run,
+)
+from volary.trainer.v1.trainer_service_pb2 import RunMetadata, StartRunRequest
+from volary_kit.clock import Clock
+from volary_kit.database import Database
+from volary_kit.errors import Cancelled, FailedPrecondition, VolaryError
+from volary_kit.operations import OperationContext
+from volary_kit.timestamps import from_us, to_us
+
+from volary_trainer import process, store
+from volary_trainer.domain import document, identity
+from volary_trainer.domain.document import Training
+from volary_trainer.peers import TrainingSets, Versions
+from volary_trainer.settings import TrainerSettings
+from volary_trainer.tracking import Tracker
+
+CODE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs declared trainings and registers what comes out."""
+
+    settings: TrainerSettings
+    database: Database
+    clock: Clock
+    tracker: Tracker
+    sets: TrainingSets
+    versions: Versions
+
+    async def start_run(self, context: OperationContext, request: StartRunRequest) -> Run:
+        """Train, export, check, register; the run's row says how far it is and how it ended."""
+        async with self.database.read() as transaction:
+            run = await store.get_run(transaction, context.project, context.id)
+            row = await store.get_training(
+                transaction, context.project, request.training.rpartition("/")[2]
+            )
+        if run.state == RUN_STATE_CANCELLED:
+            raise Cancelled("RUN_CANCELLED", "the run was cancelled")
+        training = document.read(json.loads(row.document))
+        try:
+            return await self._run(context, run, training, row.document_hash)
+        except VolaryError as error:
+            run.state, run.error_reason, run.error = RUN_STATE_FAILED, error.reason, error.message
+            await self._save(context, run)
+            raise
+
+    async def _run(
+        self, context: OperationContext, run: Run, training: Training, document_hash: str
+    ) -> Run:
+        spec = training.spec
+        training_set = await self.sets.get(run.training_set)
+        order = _order(training, training_set)
+        parts = _identity_parts(training, training_set, document_hash)
+        run.identity = identity.identity_of(parts)
+        run.identity_parts.update(parts)
+        run.parameters.update({"epochs": str(spec.optimiser.epochs), "seed": str(spec.seed)})
+        run.state = RUN_STATE_RUNNING
+        run.start_time.CopyFrom(from_us(self.clock.now_us()))
+        await self._save(context, run)
+        with tempfile.TemporaryDirectory(dir=self._folder()) as scratch:
+            folder = Path(scratch)
+            await self._show(context, "reading", 0.0)
+            await self.sets.save(run.training_set, folder / "rows.arrow")
+            (folder / "order.json").write_text(json.dumps(order))
+            await self._train(context, folder, spec.threads)
+            result = json.loads((folder / "result.json").read_text())
+            await self._show(context, "registering", 0.95)
+            version = await self._register(context, run, training, training_set, folder, result)
+        run.model_version, run.digest = version.name, version.digest
+        run.weights_hash = result["weights_hash"]
+        run.metrics.update(result["metrics"])
+        run.state = RUN_STATE_SUCCEEDED
+        await self._save(context, run)
+        return run
+
+    async def _train(self, context: OperationContext, folder: Path, threads: int) -> None:
+        async def report(line: dict[str, Any]) -> None:
+            await self.tracker.log(context.project, context.id, line["step"], line["metrics"])
+            await self._show(context, "training", 0.05 + 0.85 * line["step"] / line["of"])
+
+        await self._show(context, "training", 0.05)
+        await process.train(
+            folder,
+            niceness=self.settings.niceness,
+            threads=threads,
+            timeout_s=self.settings.run_timeout_s,
+            report=report,
+        )
+
+    async def _register(
+        self,
+        context: OperationContext,
+        run: Run,
+        training: Training,
+        training_set: TrainingSet,
+        folder: Path,
+        result: Mapping[str, Any],
+    ) -> ModelVersion:
+        graph = (folder / "model.onnx").read_bytes()
+        weights = (folder / "weights.safetensors").read_bytes()
+        start, end = window_us(training, training_set)
+        version = ModelVersion(
+            digest=await self.versions.upload(graph, ARTIFACT_KIND_ONNX),
+            kind=ARTIFACT_KIND_ONNX,
+            inputs=[
+                TensorSpec(name="features", datatype="FP32", shape=[-1, len(result["features"])])
+            ],
+            outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+            feature_set=training_set.feature_set,
+            schema_hash=training_set.schema_hash,
+            metrics=result["metrics"],
+            threshold=training.spec.evaluation.decision_threshold,
+            attachments={"weights": await self.versions.upload(weights, ARTIFACT_KIND_SAFETENSORS)},
+            lineage=Lineage(
+                run=run.name,
+                training_set=run.training_set,
+                snapshots=training_set.snapshots,
+                train_start_time=from_us(start),
+                train_end_time=from_us(end),
+                run_identity=run.identity,
+                code_hash=run.identity_parts["code"],
+                environment_hash=run.identity_parts["environment"],
+                weights_hash=result["weights_hash"],
+                trigger=run.trigger,
+            ),
+        )
+        model = f"projects/{context.project}/models/{training.spec.model}"
+        return await self.versions.create(model, version, context.request_id("register"))
+
+    async def _save(self, context: OperationContext, run: Run) -> None:
+        if run.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
+            run.end_time.CopyFrom(from_us(self.clock.now_us()))
+        await self.tracker.save(context.project, context.id, run)
+
+    async def _show(self, context: OperationContext, stage: str, progress: float) -> None:
+        name = f"projects/{context.project}/runs/{context.id}"
+        await context.progress(RunMetadata(run=name, stage=stage, progress=progress))
+
+    def _folder(self) -> Path:
+        folder = self.settings.data_dir / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def window_us(training: Training, training_set: TrainingSet) -> tuple[int, int]:
+    """Return the training window in UTC microseconds: the set less its hold-out."""
+    start = int(training.spec.window.start.timestamp()) * 1_000_000
+    end = to_us(_end(training_set)) - training.spec.window.holdout
+    start = (
+        max(start, to_us(training_set.start_time)) if training_set.HasField("start_time") else start
+    )
+    if end <= start:
+        raise FailedPrecondition("WINDOW_EMPTY", "the hold-out leaves nothing to train on")
+    return start, end
+
+
+def _end(training_set: TrainingSet) -> Timestamp:
+    return training_set.end_time
+
+
+def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:
+    spec = training.spec
+    start, end = window_us(training, training_set)
+    return {
+        "start_us": start,
+        "end_us": end,
+        "network": spec.network.model_dump(),
+        "optimiser": spec.optimiser.model_dump(),
+        "seed": spec.seed,
+        "threads": spec.threads,
+        "validation_share": spec.evaluation.validation_share,
+        "decision_threshold": spec.evaluation.decision_threshold,
+    }
+
+
+def _identity_parts(
+    training: Training, training_set: TrainingSet, document_hash: str
+) -> dict[str, str]:
+    start, end = window_us(training, training_set)
+    return {
+        "config": document_hash,
+        "code": identity.code_hash(CODE),
+        "data": training_set.content_hash,
+        "window": f"{start}-{end}",
+        "environment": identity.environment_hash(),
+        "seeds": str(training.spec.seed),
+        "threads": str(training.spec.threads),
+        "world_size": "1",
+        "device": "cpu",
+    }
