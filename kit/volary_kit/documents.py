@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ Location = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 1 << 20
 MAX_SHOWN = 20
+MAX_DEPTH = 64
+INTEGER = re.compile(r"[-+]?[0-9]{1,100}")
+BASED = re.compile(r"0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 class Strict(BaseModel):
@@ -86,8 +91,11 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def parse_documents(content: str, source: str) -> list[Document]:
-    """Return the documents of a YAML text; anchors, tags and duplicate keys are refused."""
+    """Return the documents of a YAML text; anchors, tags, duplicate keys are refused."""
     try:
+        problems = _refused(content)
+        if problems:
+            raise DocumentError(source, problems)
         nodes = list(yaml.compose_all(content, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
@@ -129,6 +137,23 @@ def _line(location: Location, lines: Mapping[Location, int]) -> int | None:
     return None
 
 
+def _refused(content: str) -> list[Problem]:
+    """Return where a text has what a declared document must not: anchors, tags, a deep nest."""
+    problems: list[Problem] = []
+    depth = 0
+    for event in yaml.parse(content, yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            return [*problems, Problem(line, "", f"nests deeper than {MAX_DEPTH}")]
+        if getattr(event, "anchor", None) is not None:
+            problems.append(Problem(line, "", "anchors and aliases are not allowed"))
+        if getattr(event, "tag", None) is not None:
+            problems.append(Problem(line, "", "tags are not allowed"))
+    return problems
+
+
 def _document(node: yaml.Node, source: str) -> Document:
     reader = _Reader()
     data = reader.value(node, ())
@@ -145,19 +170,12 @@ class _Reader:
     def __init__(self) -> None:
         self.lines: dict[Location, int] = {}
         self.problems: list[Problem] = []
-        self._seen: set[int] = set()
-        self._scalars = yaml.SafeLoader("")
 
     def value(self, node: yaml.Node, location: Location) -> Any:
         """Return the data of a node."""
-        line = node.start_mark.line + 1
-        self.lines.setdefault(location, line)
+        self.lines.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, location)
-        if id(node) in self._seen:
-            self.problems.append(Problem(line, path_of(location), "aliases are not allowed"))
-            return None
-        self._seen.add(id(node))
+            return scalar(node.value) if node.style is None else node.value
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*location, i)) for i, child in enumerate(node.value)]
         return self._mapping(node, location)
@@ -176,11 +194,20 @@ class _Reader:
             data[key] = self.value(value_node, place)
         return data
 
-    def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
-        try:
-            return self._scalars.construct_object(node)
-        except yaml.YAMLError as error:
-            self.problems.append(
-                Problem(node.start_mark.line + 1, path_of(location), f"cannot be read: {error}")
-            )
-            return None
+
+def scalar(text: str) -> str | bool | int | float | None:
+    """Return what a plain scalar means by the core schema of YAML 1.2 (section 10.3.2).
+
+    `no`, `12:30` and `2013-01-01` are text there, as they are in JSON.
+    """
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if text.startswith(("0o", "0x")) and BASED.fullmatch(text):
+        return int(text, 0)
+    if FLOAT.fullmatch(text) or text.lstrip("+-").lower() in (".inf", ".nan"):
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return text

@@ -55,9 +55,7 @@ async def add(transaction: Transaction, stream: str, event: event_pb2.Event) -> 
     )
 
 
-async def add_all(
-    transaction: Transaction, stream: str, events: Sequence[event_pb2.Event]
-) -> None:
+async def add_all(transaction: Transaction, stream: str, events: Sequence[event_pb2.Event]) -> None:
     """Publish events in order when the transaction commits: `add` for many, in one statement."""
     traceparent = telemetry.traceparent()
     for event in events:

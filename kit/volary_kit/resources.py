@@ -43,7 +43,6 @@ from volary_kit.telemetry import Telemetry
 
 if TYPE_CHECKING:  # both are slow to import, and a service without a database needs neither
     from temporalio.client import Client
-from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 
     from volary_kit.operations import Operations
 
@@ -79,7 +78,7 @@ class TemporalConnection:
         if self._address is None:
             raise Unavailable("TEMPORAL_NOT_CONFIGURED", "this service has no Temporal address")
         from temporalio.client import Client
-from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
+        from temporalio.contrib.opentelemetry import OpenTelemetryPlugin
 
         try:
             return await Client.connect(

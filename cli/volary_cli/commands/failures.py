@@ -7,26 +7,12 @@ import errno
 from volary_kit.errors import VolaryError
 
 from volary_cli.commands.exits import CommandError, Exit
-from volary_cli.launcher.engines.engine import EngineError
-from volary_cli.launcher.folder import MeshRunsError
-from volary_cli.launcher.ports import PortTakenError
-from volary_cli.launcher.running import DiskFullError
-from volary_cli.launcher.settings import ConfigurationError
-from volary_cli.launcher.supervisor import StartError
-
-OURS = (
-    ConfigurationError,
-    DiskFullError,
-    EngineError,
-    MeshRunsError,
-    PortTakenError,
-    StartError,
-)
+from volary_cli.launcher.errors import LaunchError
 
 
 def explained(error: Exception) -> CommandError | None:
     """Return the one line for an expected error, None for a defect."""
-    if isinstance(error, OURS):
+    if isinstance(error, LaunchError):
         return CommandError(str(error))
     if isinstance(error, VolaryError):
         return CommandError(f"{error.reason}: {error.message}", Exit.REFUSED)

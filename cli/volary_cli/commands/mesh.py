@@ -60,9 +60,10 @@ def up(
     Engines are embedded. To use existing ones set VOLARY_POSTGRES_URL, VOLARY_REDIS_URL,
     VOLARY_TEMPORAL_ADDRESS, OTEL_EXPORTER_OTLP_ENDPOINT.
     """
+    from volary_cli.launcher.errors import ConfigurationError
     from volary_cli.launcher.folder import MeshFolder
     from volary_cli.launcher.mesh import Options
-    from volary_cli.launcher.settings import LAST_PORT, SPAN, ConfigurationError, LauncherSettings
+    from volary_cli.launcher.settings import LAST_PORT, SPAN, LauncherSettings
 
     settings = LauncherSettings.read()
     base = settings.port_base if port_base is None else port_base
@@ -91,7 +92,7 @@ def _run_here(options: Options) -> None:
 
 def _start_detached(options: Options) -> None:
     """Start the supervisor in a session of its own and follow it until it is ready."""
-    from volary_cli.launcher.folder import MeshRunsError
+    from volary_cli.launcher.errors import MeshRunsError
 
     folder = options.folder
     folder.make()
@@ -222,7 +223,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print a component's log; with -f go on as it grows."""
-    from volary_cli.launcher.engines.engine import tail
+    from volary_cli.launcher.folder import tail
 
     folder = folder_of(data_dir)
     known = sorted(path.stem for path in folder.logs.glob("*.log"))

@@ -13,8 +13,20 @@ from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+PIPE_COLUMNS = 200  # what reads a pipe has no window to fit into
+
+
+def _console(*, is_error: bool) -> Console:
+    found = Console(stderr=is_error, highlight=False)
+    return (
+        found
+        if found.is_terminal
+        else Console(stderr=is_error, width=PIPE_COLUMNS, highlight=False)
+    )
+
+
+console = _console(is_error=False)
+errors = _console(is_error=True)
 
 
 def print_json(value: Any) -> None:

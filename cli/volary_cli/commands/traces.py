@@ -52,7 +52,7 @@ def trace(
 
 
 def _store_url(data_dir: Any) -> str:
-    from volary_cli.launcher.mesh import trace_store_url
+    from volary_cli.launcher.databases import trace_store_url
     from volary_cli.launcher.settings import LauncherSettings
 
     folder = folder_of(data_dir)

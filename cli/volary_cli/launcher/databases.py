@@ -7,9 +7,12 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from volary_cli.launcher.engines.engine import EngineError
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.folder import MeshFolder
+from volary_cli.launcher.settings import LauncherSettings
 
 DATABASE = "volary"
+TRACES = "traces"
 CONNECT_S = 5
 
 
@@ -93,3 +96,15 @@ def _shown(url: str) -> str:
     """Return a URL without its credential."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def trace_store_url(folder: MeshFolder, settings: LauncherSettings) -> str | None:
+    """Return where the traces of a mesh are kept, None when it never ran."""
+    password = folder.known_secret(f"postgres.{TRACES}")
+    state = folder.read_state()
+    if password is None or state is None:
+        return None
+    server = state["status"]["postgres"]
+    admin = settings.postgres_url or f"postgresql://volary@{server}/postgres"
+    databases = Databases(admin, {TRACES: password}, is_embedded=settings.postgres_url is None)
+    return databases.url(TRACES)

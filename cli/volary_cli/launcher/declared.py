@@ -8,7 +8,7 @@ from importlib import import_module, util
 
 from volary_kit.settings import ServiceSettings, SettingsError, prefix_of
 
-from volary_cli.launcher.settings import ConfigurationError
+from volary_cli.launcher.errors import ConfigurationError
 
 
 @cache

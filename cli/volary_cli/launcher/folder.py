@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from volary_cli.launcher.errors import MeshRunsError
+
+TAIL_LINES = 15
 LOG_BYTES = 16 << 20  # a longer log begins anew at the next start
-
-
-class MeshRunsError(Exception):
-    """Another supervisor holds the folder."""
 
 
 class MeshFolder:
@@ -127,3 +126,9 @@ class MeshFolder:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
         half.replace(path)
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> str:
+    """Return the last lines of a log file."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -13,7 +13,7 @@ from volary_kit.clock import SystemClock
 
 from volary_cli.launcher import ports
 from volary_cli.launcher.component import Component, Kind
-from volary_cli.launcher.databases import Databases
+from volary_cli.launcher.databases import TRACES, Databases
 from volary_cli.launcher.engines import (
     Engine,
     EnvoyEngine,
@@ -21,9 +21,9 @@ from volary_cli.launcher.engines import (
     RedisEngine,
     TemporalEngine,
 )
-from volary_cli.launcher.engines.ports import LOOPBACK
 from volary_cli.launcher.folder import MeshFolder
 from volary_cli.launcher.identities import Identities
+from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.orphans import mark
 from volary_cli.launcher.ports import DATA, METRICS, PortPlan, address
 from volary_cli.launcher.processes import Command
@@ -31,7 +31,6 @@ from volary_cli.launcher.readiness import HealthProbe
 from volary_cli.launcher.services import INFERENCE, SERVICES, Surroundings
 from volary_cli.launcher.settings import LauncherSettings
 
-TRACES = "traces"
 ENVOY = "envoy"
 BOOTSTRAP = Path(__file__).parents[3] / "deploy" / "compose" / "envoy-bootstrap.yaml"
 
@@ -229,18 +228,6 @@ class Mesh:
 
 def _schemas() -> list[str]:
     return [TRACES, *(row.name for row in SERVICES if row.has_schema)]
-
-
-def trace_store_url(folder: MeshFolder, settings: LauncherSettings) -> str | None:
-    """Return where the traces of a mesh are kept, None when it never ran."""
-    password = folder.known_secret(f"postgres.{TRACES}")
-    state = folder.read_state()
-    if password is None or state is None:
-        return None
-    server = state["status"]["postgres"]
-    admin = settings.postgres_url or f"postgresql://volary@{server}/postgres"
-    databases = Databases(admin, {TRACES: password}, is_embedded=settings.postgres_url is None)
-    return databases.url(TRACES)
 
 
 def _host_port(url: str | None) -> str | None:

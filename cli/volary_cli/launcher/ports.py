@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 import psutil
 
-from volary_cli.launcher.engines.ports import LOOPBACK, is_taken
+from volary_cli.launcher.errors import PortTakenError
+from volary_cli.launcher.loopback import LOOPBACK, is_taken
 
 DATA, CONTROL, METRICS = "data", "control", "metrics"
 ENVOY, ENVOY_ADMIN, POSTGRES, REDIS, TEMPORAL, TEMPORAL_UI, TEMPORAL_METRICS = range(7)
 FIRST_SERVICE, FIRST_REPLICA, EACH = 10, 50, 3
 MAX_REPLICAS = 16  # the last port of the last replica is base + 97
-
-
-class PortTakenError(Exception):
-    """A port that a component needs is somebody else's."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+from volary_cli.launcher.errors import DiskFullError
 from volary_cli.launcher.mesh import Mesh, Options
 from volary_cli.launcher.orphans import end_orphans
-from volary_cli.launcher.supervisor import StartError, Supervisor
+from volary_cli.launcher.supervisor import Supervisor
 
 FREE_BYTES = 512 << 20  # a fresh mesh writes 250 MB: WAL, SQLite, append-only file, logs
 API_KEY_HEADER = "x-api-key"
@@ -29,10 +30,6 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
-
-
-class DiskFullError(Exception):
-    """There is no room for the data of a mesh."""
 
 
 class MeshRun:
@@ -141,6 +138,3 @@ def _stop_signals() -> Iterator[asyncio.Event]:
     finally:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
-
-
-__all__ = ["DiskFullError", "MeshRun", "Phase", "StartError"]

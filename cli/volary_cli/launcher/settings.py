@@ -8,17 +8,14 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from volary_cli.launcher.engines.time_skipping import MAVEN_CENTRAL
+from volary_cli.launcher.errors import ConfigurationError
 
+MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
 PORT_BASE = 7700
 LAST_PORT = 65_535
 SPAN = 100  # ports that a mesh may use from its base on
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 REDIS_SCHEMES = ("redis://", "rediss://")
-
-
-class ConfigurationError(Exception):
-    """A key of the environment or an option is broken; the text names it."""
 
 
 class LauncherSettings(BaseSettings):

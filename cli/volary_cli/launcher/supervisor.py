@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from volary_cli.launcher.component import Component, Condition, Health, levels
-from volary_cli.launcher.engines.engine import EngineError, tail
+from volary_cli.launcher.errors import EngineError, StartError
+from volary_cli.launcher.folder import tail
 from volary_cli.launcher.processes import Child, Command, spawn
 
 FIRST_BACK_OFF_S = 0.1
@@ -21,10 +22,6 @@ START_DEADLINE_S = 120.0
 STARTS = 3  # a component that ends this often before it is ready will not get better
 BROKEN_SETTINGS = 2  # exit status of a service whose settings are broken: no second try
 log = logging.getLogger(__name__)
-
-
-class StartError(Exception):
-    """A component does not become ready; the text names it and shows the end of its log."""
 
 
 class Supervisor:

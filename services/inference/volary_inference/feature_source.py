@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from volary.features.v1 import features_service_pb2, features_service_pb2_grpc
@@ -11,6 +12,7 @@ from volary_kit.calls import current_call
 from volary_kit.errors import FailedPrecondition, Unavailable
 from volary_kit.timestamps import to_us
 
+Reply = features_service_pb2.GetOnlineFeaturesResponse
 DEFAULTED = features_service_pb2.VALUE_STATE_DEFAULTED
 
 
@@ -29,7 +31,9 @@ class FeatureSource:
     """Reads the vector of one prediction; blocking, within the call's deadline."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._stub = features_service_pb2_grpc.FeaturesServiceStub(channel)
+        # the stubs type asyncio channels only; this one blocks
+        stub: Any = features_service_pb2_grpc.FeaturesServiceStub
+        self._stub = stub(channel)
 
     def read(
         self, request: prediction_service_pb2.PredictRequest, feature_set: str, schema_hash: str
@@ -54,7 +58,9 @@ class FeatureSource:
             event_times=[request.event_time] if request.HasField("event_time") else [],
             min_watermark=request.min_watermark if request.HasField("min_watermark") else None,
         )
-        reply = self._stub.GetOnlineFeatures(message)
+        reply: features_service_pb2.GetOnlineFeaturesResponse = self._stub.GetOnlineFeatures(
+            message
+        )
         if reply.schema_hash != schema_hash:
             raise FailedPrecondition(
                 "SCHEMA_MISMATCH",
@@ -64,7 +70,7 @@ class FeatureSource:
         return _vector(reply)
 
 
-def _vector(reply: features_service_pb2.GetOnlineFeaturesResponse) -> FeatureVector:
+def _vector(reply: Reply) -> FeatureVector:
     if reply.rows != 1 or len(reply.values) != len(reply.feature_names):
         raise Unavailable("FEATURES_INCOMPLETE", "features did not answer with one whole row")
     names = reply.feature_names

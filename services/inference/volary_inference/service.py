@@ -9,8 +9,10 @@ import redis
 from inference import grpc_service_pb2_grpc
 from volary.inference.v1 import control_service_pb2_grpc, prediction_service_pb2_grpc
 from volary_kit.errors import VolaryError
-from volary_kit.server import SyncServer
-from volary_kit.service import Resources, Service, Servicer
+from volary_kit.registration import Servicer
+from volary_kit.resources import Resources
+from volary_kit.server import AioServer, SyncServer
+from volary_kit.service import Service
 from volary_kit.statuses import ERRORS, code_of
 
 from volary_inference.domain.batching import BatchPolicy
@@ -35,7 +37,7 @@ REDIS_TIMEOUT_S = 2.0
 
 
 @asynccontextmanager
-async def build(kit: Kit) -> AsyncIterator[Service]:
+async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Service]:
     """Put the service together; what was queued is answered before it is taken apart."""
     settings = kit.settings
     versions, failpoints = Versions(), Failpoints()
@@ -44,7 +46,7 @@ async def build(kit: Kit) -> AsyncIterator[Service]:
         versions, ring, kit.clock, failpoints, error_of=injected_error, code_of=code_of
     )
     loader = Loader(_batch_policy(settings), kit.clock)
-    folder = settings.data_dir / "inference"
+    folder = settings.data_dir
     packages = RegistryPackages(kit.channels.to("registry"), folder, settings.max_artifact_bytes)
     attachment: Attachment | None = None
     keeper = Keeper(versions, packages, loader, kit.clock, lambda: attachment and attachment.wake())
@@ -62,11 +64,14 @@ async def build(kit: Kit) -> AsyncIterator[Service]:
     _remember(keeper, file, is_alone=attachment is None)
     kit.registry.register(EngineCollector(versions, ring))
     stream = _stream(settings, ring)
+    handler = control.ControlHandler(
+        versions, ring, failpoints if with_failpoints or settings.failpoints else None
+    )
     try:
         yield Service(
             readiness=[keeper.is_warm],
             background=[attachment.run] if attachment is not None else [],
-            listeners=[data, _control_server(kit, versions, ring, failpoints)],
+            listeners=[data, _control_server(kit, handler)],
         )
     finally:
         await keeper.close()
@@ -111,10 +116,7 @@ def _data_server(kit: Kit, engine: Engine, versions: Versions) -> SyncServer:
     )
 
 
-def _control_server(kit: Kit, versions: Versions, ring: EventRing, failpoints: Failpoints):  # noqa: ANN202
-    handler = control.ControlHandler(
-        versions, ring, failpoints if kit.settings.failpoints else None
-    )
+def _control_server(kit: Kit, handler: control.ControlHandler) -> AioServer:
     add = control_service_pb2_grpc.add_ControlServiceServicer_to_server
     servicer = Servicer(add, handler, control.SERVICE)
     return kit.aio_server([servicer], port=kit.settings.control_port)

@@ -10,7 +10,7 @@ class InferenceSettings(ServiceSettings, service="inference"):
     """The data listener is on `port`, the control listener on `control_port`.
 
     `instance` names the replica, stable over its restarts. `address` is what others reach the
-    data listener by, when it is not host:port.
+    data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)

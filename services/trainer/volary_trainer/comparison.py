@@ -35,7 +35,7 @@ class Comparer:
     async def compare(
         self, context: OperationContext, request: CompareVersionsRequest
     ) -> Comparison:
-        """Return metrics of both and paired differences; rows begin after the candidate's window."""
+        """Return metrics of both and paired differences, on rows after the candidate's window."""
         await context.progress(RunMetadata(stage="reading", progress=0.1))
         candidate = await self.versions.get(request.candidate)
         baseline = await self.versions.get(request.baseline) if request.baseline else None

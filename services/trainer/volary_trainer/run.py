@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ class Classifier(nn.Module):
 
     def __init__(self, mean: np.ndarray, scale: np.ndarray, network: dict[str, Any]) -> None:
         super().__init__()
+        self.mean: torch.Tensor
+        self.scale: torch.Tensor
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("scale", torch.from_numpy(scale))
         widths = [len(mean), *map(int, network["hidden"])]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(network["dropout"])]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -112,7 +113,6 @@ class Backend(v2_grpc.GRPCInferenceServiceServicer):
         metadata = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
         self.seen.append(Seen(method, metadata))
         version = metadata.get("volary-version", "")
-        await context.send_initial_metadata(()) if False else None
         context.set_trailing_metadata((("volary-version", version), ("volary-tier", "model")))
         if self.fail is not None:
             await context.abort(self.fail, "told to fail")
@@ -152,6 +152,48 @@ class Logs(als_pb2_grpc.AccessLogServiceServicer):
 
 
 @dataclass
+class EnvoyProcess:
+    """A real Envoy on the project's own bootstrap."""
+
+    folder: Path
+    admin_port: int
+    control_port: int
+    credential: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        text = Template(BOOTSTRAP.read_text()).substitute(
+            NODE_ID="envoy-test",
+            ADMIN_HOST="127.0.0.1",
+            ADMIN_PORT=self.admin_port,
+            GATEWAY_HOST="127.0.0.1",
+            GATEWAY_PORT=self.control_port,
+            CREDENTIAL_FILE=self.credential,
+        )
+        bootstrap = self.folder / "bootstrap.yaml"
+        bootstrap.write_text(text)
+        level = os.environ.get("ENVOY_LEVEL", "warning")
+        self.log = self.folder / "envoy.log"
+        self.process = subprocess.Popen(
+            [ENVOY, "-c", bootstrap, "--disable-hot-restart", "--concurrency", "1", "-l", level],
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        query = urllib.parse.urlencode({"format": "json", "filter": pattern})
+        url = f"http://127.0.0.1:{self.admin_port}/stats?{query}"
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            rows = json.load(reply)["stats"]
+        return {row["name"]: row["value"] for row in rows if "name" in row}
+
+
+@dataclass
 class Rig:
     """Everything that a story at the edge needs."""
 
@@ -164,6 +206,16 @@ class Rig:
     control_port: int = field(default_factory=free_port)
     services: dict[str, str] = field(default_factory=dict)
     otlp: str = ""
+
+    def __post_init__(self) -> None:
+        credential = self.folder / "credential.json"
+        secret = {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            "name": "credential",
+            "generic_secret": {"secret": {"inline_string": "token-of-gateway"}},
+        }
+        credential.write_text(json.dumps({"resources": [secret]}))
+        self.envoy = EnvoyProcess(self.folder, self.admin_port, self.control_port, credential)
 
     @property
     def edge(self) -> Edge:
@@ -186,12 +238,6 @@ class Rig:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options)
 
-    def stats(self, pattern: str) -> dict[str, int]:
-        url = f"http://127.0.0.1:{self.admin_port}/stats?format=json&filter={pattern}"
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            rows = json.load(reply)["stats"]
-        return {row["name"]: row["value"] for row in rows if "name" in row}
-
     async def start_control(self) -> None:
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self.control = Control(self.plane)
@@ -200,35 +246,6 @@ class Rig:
         self.server.add_insecure_port(f"127.0.0.1:{self.control_port}")
         await self.server.start()
 
-    def start_envoy(self) -> None:
-        credential = self.folder / "credential.yaml"
-        credential.write_text(
-            "resources:\n"
-            '- "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\n'
-            "  name: credential\n"
-            '  generic_secret: {secret: {inline_string: "token-of-gateway"}}\n'
-        )
-        text = Template(BOOTSTRAP.read_text()).substitute(
-            NODE_ID="envoy-test",
-            ADMIN_HOST="127.0.0.1",
-            ADMIN_PORT=self.admin_port,
-            GATEWAY_HOST="127.0.0.1",
-            GATEWAY_PORT=self.control_port,
-            CREDENTIAL_FILE=credential,
-        )
-        bootstrap = self.folder / "bootstrap.yaml"
-        bootstrap.write_text(text)
-        level = os.environ.get("ENVOY_LEVEL", "warning")
-        self.log = self.folder / "envoy.log"
-        self.process = subprocess.Popen(
-            [ENVOY, "-c", bootstrap, "--disable-hot-restart", "--concurrency", "1", "-l", level],
-            stdout=self.log.open("ab"),
-            stderr=subprocess.STDOUT,
-        )
-
-    def kill_envoy(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @asynccontextmanager
@@ -236,11 +253,11 @@ async def rig(folder: Path, **more) -> AsyncIterator[Rig]:
     """Start the control plane and Envoy; stop both."""
     running = Rig(folder, **more)
     await running.start_control()
-    running.start_envoy()
+    running.envoy.start()
     try:
         yield running
     finally:
-        running.kill_envoy()
+        running.envoy.kill()
         await running.server.stop(None)
 
 

@@ -173,12 +173,12 @@ async def test_an_unknown_method_is_unimplemented_with_details(caller: Caller) -
 
 async def test_no_deadline_gets_the_default(rig: Any) -> None:
     # past the kit's own client, which would set one
-    Ask, Answer = types()
+    ask, answer = types()
     async with grpc.aio.insecure_channel(rig.address) as bare:
-        call = bare.unary_unary(f"/{SERVICE}/Unary", Ask.SerializeToString, Answer.FromString)
+        call = bare.unary_unary(f"/{SERVICE}/Unary", ask.SerializeToString, answer.FromString)
         headers = (("x-api-key", rig.credential()),)
-        unbounded = await call(Ask(text="remaining"), metadata=headers)
-        too_long = await call(Ask(text="remaining"), metadata=headers, timeout=3_600)
+        unbounded = await call(ask(text="remaining"), metadata=headers)
+        too_long = await call(ask(text="remaining"), metadata=headers, timeout=3_600)
     assert 4 < unbounded.number <= 5
     assert 9 < too_long.number <= 10
 
@@ -216,9 +216,7 @@ async def test_too_many_calls_are_refused_not_queued(start_server: Any) -> None:
             try:
                 await caller.ask("Unary", "hello")
             except ResourceExhausted as error:
-                assert error.reason == "TOO_MANY_CALLS"
-                assert error.retry_after_s is not None
-                return True
+                return error.reason == "TOO_MANY_CALLS" and error.retry_after_s is not None
             return False
 
         await eventually(refused, what="a refusal")

@@ -156,4 +156,3 @@ def test_every_client_error_of_the_driver_is_unavailable():
     for error in (asyncpg.InternalClientError("x"), asyncpg.InterfaceError("x"), OSError("x")):
         assert isinstance(failure_of(error), Unavailable)
     assert failure_of(ValueError("x")) is None
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 
 import jwt
@@ -197,7 +196,7 @@ def test_tokens_are_renewed_before_they_expire(verifier: Verifier, clock: Manual
 def test_a_private_key_file_is_its_owners_alone(tmp_path: Path, clock: ManualClock) -> None:
     path = tmp_path / "registry.pem"
     REGISTRY.write(path)
-    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o600
     again = SigningKey.read(path, "registry")
     assert again.public_jwk() == REGISTRY.public_jwk()
     assert "PRIVATE" not in repr(again)

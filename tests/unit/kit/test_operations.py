@@ -61,11 +61,11 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database: Database, temporal: Client) -> AsyncIterator[Desk]:
+async def desk(database: Database, temporal: Client) -> Desk:
     """A desk on a task queue of its own: its database is fresh, so ids are told apart by it."""
     desk = Desk(database, temporal)
     desk.operations.service = f"kit{database.url.rpartition('_')[2]}"
-    yield desk
+    return desk
 
 
 @asynccontextmanager
@@ -195,9 +195,7 @@ async def test_cancel_ends_the_handler_and_the_operation(desk: Desk):
     async with working(desk):
         started = await desk.start("r1", endless)
         await entered.wait()
-        await desk.ask(
-            "CancelOperation", operations_pb2.CancelOperationRequest(name=started.name)
-        )
+        await desk.ask("CancelOperation", operations_pb2.CancelOperationRequest(name=started.name))
         done = await desk.wait(started.name)
     assert done.error.code == code_pb2.CANCELLED
     assert ended == ["cleaned up"]

@@ -62,7 +62,7 @@ def test_a_servicer_under_a_false_name_stops_the_start(
         ("127.8.9.1", True),
         ("::1", True),
         ("localhost", True),
-        ("0.0.0.0", False),  # noqa: S104 - that is the point
+        ("0.0.0.0", False),
         ("::", False),
         ("10.0.0.1", False),
         ("registry.internal", False),
@@ -75,7 +75,7 @@ def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
 
 def test_beyond_loopback_needs_tls() -> None:
     with pytest.raises(ListenError, match="tls_cert_file"):
-        Address("0.0.0.0", 1).require_safe()  # noqa: S104 - that is the point
+        Address("0.0.0.0", 1).require_safe()
 
 
 async def test_a_taken_port_is_an_error_that_names_it(start_server: Any) -> None:

@@ -129,7 +129,7 @@ class RolloutWorkflow:
 
     async def _approve(self) -> None:
         progress, policy = self._progress, self._spec.approval
-        if progress.approved_by and not progress.approved_by.startswith("policy/"):
+        if self._is_approved_by_person():
             return
         if policy.mode == "none":
             progress.approved_by = "policy/none"
@@ -138,6 +138,10 @@ class RolloutWorkflow:
             self._enter(State.AWAITING_APPROVAL)
             await self._await_decision(policy.expire_s)
         await self._decide(is_approved=True, by=progress.approved_by, comment="")
+
+    def _is_approved_by_person(self) -> bool:
+        by, who = self._progress.approved_by, self._spec.approval.who
+        return bool(by) and not by.startswith("policy/") and (not who or by in who)
 
     async def _await_decision(self, expire_s: float) -> None:
         progress = self._progress

@@ -8,14 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.folder import tail
 from volary_cli.launcher.processes import Child, Command, spawn
 
 POLL_S = 0.05
-TAIL_LINES = 15
-
-
-class EngineError(Exception):
-    """An engine cannot be found, prepared or started; the text says what to do."""
 
 
 class Engine(Protocol):
@@ -73,9 +70,3 @@ async def _until_ready(engine: Engine, child: Child, log: Path, deadline_s: floa
         raise EngineError(
             f"{engine.name} is not ready after {deadline_s:.0f} s:\n{tail(log)}"
         ) from error
-
-
-def tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """Return the last lines of a log file."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return "\n".join(text.splitlines()[-lines:])

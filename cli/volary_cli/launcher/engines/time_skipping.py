@@ -22,10 +22,10 @@ from pathlib import Path
 
 from temporalio.testing import WorkflowEnvironment
 
-from volary_cli.launcher.engines.engine import EngineError
 from volary_cli.launcher.engines.temporal import executable_in
+from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.settings import MAVEN_CENTRAL
 
-MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
 DOWNLOAD_S = 30.0
 JAR_S = 60.0
 PARALLEL = 6

@@ -1,5 +1,8 @@
 """`envoy.service.discovery.v3.AggregatedDiscoveryService`, in its delta form."""
 
+# pyright: reportInvalidTypeForm=false
+# (xds-protos ships no type stubs)
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -74,7 +74,7 @@ def check_golden(runner: Runner, golden: GoldenRows) -> None:
         if (
             actual is None
             or actual.shape != expected.shape
-            or not _is_close(actual, expected, golden)
+            or not _is_close(actual, expected, golden.tolerance)
         ):
             raise FailedPrecondition(
                 "GOLDEN_MISMATCH", "the golden rows come out differently here", {"output": name}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from volary.inference.v1 import prediction_service_pb2 as pb
 from volary.inference.v1 import prediction_service_pb2_grpc as rpc
@@ -26,7 +28,11 @@ from volary_inference.handlers.calls import (
 SERVICE = "volary.inference.v1.PredictionService"
 
 
-class PredictionHandler(rpc.PredictionServiceServicer):
+# the stubs type asyncio servers only; this one answers on threads
+_Servicer: Any = rpc.PredictionServiceServicer
+
+
+class PredictionHandler(_Servicer):
     """Fetches the features of an entity, then asks the engine as any V2 call does."""
 
     def __init__(self, engine: Engine, versions: Versions, features: FeatureSource) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as version_of_package
+from typing import Any
 
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc as rpc
@@ -44,7 +45,11 @@ MAX_SUBJECT = 256
 MICROS = 1_000_000
 
 
-class V2Handler(rpc.GRPCInferenceServiceServicer):
+# the stubs type asyncio servers only; this one answers on threads
+_Servicer: Any = rpc.GRPCInferenceServiceServicer
+
+
+class V2Handler(_Servicer):
     """Translates V2 calls for the engine."""
 
     def __init__(

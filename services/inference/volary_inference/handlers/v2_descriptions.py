@@ -104,7 +104,7 @@ def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
     )
 
 
-def _data_type(spec: TensorSpec) -> pb.DataType:
+def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
     return pb.DataType.Value(SPECIAL_TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"))
 
 

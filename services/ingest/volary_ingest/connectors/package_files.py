@@ -26,7 +26,7 @@ def read_package_file(connector: PackageFiles) -> pl.DataFrame:
         return pl.read_csv(
             data,
             infer_schema=False,
-            null_values=connector.missing,
+            null_values=list(connector.missing),
         )
     except pl.exceptions.PolarsError as error:
         raise _refused(connector, f"it is not a CSV table: {error}") from error

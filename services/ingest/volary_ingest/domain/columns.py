@@ -1,4 +1,4 @@
-"""Typed columns: text as it came becomes numbers, instants and words, or is known to be malformed."""
+"""Typed columns: text becomes numbers, instants and words, or is known to be malformed."""
 
 from __future__ import annotations
 

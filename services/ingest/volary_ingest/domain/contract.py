@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import polars as pl
 from pydantic import Field, StringConstraints, model_validator
@@ -192,15 +192,19 @@ def reason_of(rule: AnyRowRule) -> str:
     """Return why a row that breaks the rule is put aside, in words."""
     if rule.reason is not None:
         return rule.reason
-    texts: dict[type[Any], str] = {
-        NotNull: f"{rule.column} is missing",
-        Range: f"{rule.column} is out of range",
-        OneOf: f"{rule.column} is none of the allowed values",
-        Matches: f"{rule.column} does not have the declared form",
-        NotBefore: f"{rule.column} is before {getattr(rule, 'other', '')}",
-        ReferencesRule: f"{rule.column} is no {getattr(rule, 'key', '')} of {getattr(rule, 'source', '')}",
-    }
-    return texts[type(rule)]
+    match rule:
+        case NotNull():
+            return f"{rule.column} is missing"
+        case Range():
+            return f"{rule.column} is out of range"
+        case OneOf():
+            return f"{rule.column} is none of the allowed values"
+        case Matches():
+            return f"{rule.column} does not have the declared form"
+        case NotBefore():
+            return f"{rule.column} is before {rule.other}"
+        case ReferencesRule():
+            return f"{rule.column} is no {rule.key} of {rule.source}"
 
 
 def judged(rule: AnyBatchRule, frame: pl.DataFrame, quarantined_rows: int) -> Outcome | None:

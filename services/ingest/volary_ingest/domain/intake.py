@@ -25,6 +25,12 @@ from volary_ingest.domain.source import SourceSpec
 
 ROW, FIRST_BROKEN, REASON = "__row", "__rule", "__reason"
 KEY_SEPARATOR = "|"
+DONE = {
+    "warn": "noted",
+    "default": "given a default",
+    "quarantine": "put aside",
+    "halt": "not allowed",
+}
 PLACE = ("known_at", "event_time")
 # broken before any declared rule can be asked, and after all of them held
 MALFORMED, NO_KEY, NO_TIME = "field_malformed", "key_missing", "time_missing"
@@ -244,13 +250,7 @@ def _own_outcomes(aside: Sequence[Aside]) -> list[Outcome]:
 
 
 def _row_outcome(rule: AnyRowRule, rows: int) -> Outcome:
-    done = {
-        "warn": "noted",
-        "default": "given a default",
-        "quarantine": "put aside",
-        "halt": "not allowed",
-    }
-    text = f"{rows} rows {done[rule.severity]}: {reason_of(rule)}" if rows else "holds"
+    text = f"{rows} rows {DONE[rule.severity]}: {reason_of(rule)}" if rows else "holds"
     return Outcome(rule.name, rule.severity, rows, text)
 
 

@@ -22,7 +22,7 @@ from volary_ingest.domain.derivation import Derivation, Lookup
 
 OWN_COLUMNS = ("record_id", "event_time", "known_at")
 PACKAGE_FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.csv(\.zip)?$"
-MissingTexts = list[Annotated[str, StringConstraints(max_length=32)]]
+MissingTexts = tuple[Annotated[str, StringConstraints(max_length=32)], ...]
 
 
 class PackageFiles(Strict):
@@ -31,14 +31,14 @@ class PackageFiles(Strict):
     kind: Literal["python_package_files"]
     package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     file: Annotated[str, StringConstraints(pattern=PACKAGE_FILE, max_length=256)]
-    missing: MissingTexts = [""]
+    missing: MissingTexts = ("",)
 
 
 class Pushed(Strict):
     """Records come by PushRecords alone."""
 
     kind: Literal["push"]
-    missing: MissingTexts = [""]
+    missing: MissingTexts = ("",)
 
 
 Connector = Annotated[PackageFiles | Pushed, Bounded(discriminator="kind")]
@@ -137,7 +137,7 @@ class SourceSpec(Strict):
 class Source(Declared):
     """The document of kind `Source`."""
 
-    kind: Literal["Source"]
+    kind: Literal["Source"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
     owner: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     on_call: Annotated[str, StringConstraints(min_length=1, max_length=128)]

@@ -36,7 +36,7 @@ class SourceRow:
 
 
 async def find(transaction: Transaction, key: SourceKey, *, lock: bool = False) -> SourceRow:
-    """Return a source; raise NotFound `SOURCE_NOT_FOUND`. With `lock`, pulls wait for each other."""
+    """Return a source, locked against other pulls if asked; raise NotFound `SOURCE_NOT_FOUND`."""
     query = sa.select(sources).filter_by(**key.row())
     row = (await transaction.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:

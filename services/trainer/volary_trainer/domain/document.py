@@ -23,7 +23,7 @@ class Spine(Strict):
     subject_column: str
     time_column: str
     entity_columns: dict[str, str]
-    request_columns: dict[str, str] = {}
+    request_columns: dict[str, str] = Field(default_factory=dict)
     label_column: str
     label_threshold: Annotated[float, Field(allow_inf_nan=False)]
 
@@ -65,7 +65,7 @@ class Gate(Strict):
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     alpha: Share
     min_rows: Annotated[int, Field(ge=1)] = 1_000
-    floors: dict[str, float] = {}
+    floors: dict[str, float] = Field(default_factory=dict)
 
 
 class TrainingSpec(Strict):
@@ -88,7 +88,7 @@ class TrainingSpec(Strict):
 class Training(Declared):
     """The whole document."""
 
-    kind: Literal["Training"]
+    kind: Literal["Training"]  # pyright: ignore[reportIncompatibleVariableOverride] - narrowed
     spec: TrainingSpec
 
 

@@ -71,7 +71,7 @@ def differences(
     """Return paired differences of log loss, Brier score and error; at least two rows."""
 
     def errors(scores: Floats, threshold: float) -> Floats:
-        return 1.0 - correct(scores, labels, threshold)
+        return (~correct(scores, labels, threshold)).astype(np.float64)
 
     return [
         _difference("log_loss", _pair(log_losses, candidate, baseline, labels), -np.log(CLIP)),

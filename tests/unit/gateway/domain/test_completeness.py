@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from volary_gateway.domain.completeness import SETTLE_US, Account, Poll
+
+MS = 1_000
+
+
+def account(known_lost: int | None = 0, ended: tuple[int, ...] = ()) -> Account:
+    made = Account(known_lost=known_lost)
+    for at in ended:
+        made.note(at)
+    return made
+
+
+def judged(made: Account, began: int, ended: int, attempts: int):
+    made.poll(Poll(began, ended, attempts))
+    return made.judge(ended + SETTLE_US)
+
+
+def test_every_attempt_has_its_record():
+    verdict = judged(account(ended=(10 * MS, 20 * MS)), 100 * MS, 101 * MS, 2)
+    assert (verdict.lost, verdict.is_clear) == (0, True)
+
+
+def test_missing_record_is_found_once():
+    made = account(ended=(10 * MS,))
+    assert judged(made, 100 * MS, 101 * MS, 3).lost == 2
+    again = judged(made, 200 * MS, 201 * MS, 3)
+    assert (again.lost, again.is_clear) == (0, True)
+
+
+def test_attempt_that_ends_during_the_poll_is_neither_lost_nor_cleared():
+    made = account(ended=(10 * MS, 100 * MS))
+    verdict = judged(made, 100 * MS, 101 * MS, 1)
+    assert (verdict.lost, verdict.is_clear) == (0, False) or verdict.is_clear
+    counted = judged(account(ended=(10 * MS, 100 * MS)), 100 * MS, 101 * MS, 2)
+    assert (counted.lost, counted.is_clear) == (0, False)
+
+
+def test_loss_is_found_under_load():
+    ended = tuple(at * 10 * MS for at in range(1, 100) if at != 50)
+    verdict = judged(account(ended=ended), 904 * MS, 905 * MS, 90)
+    assert (verdict.lost, verdict.is_clear) == (1, True)
+
+
+def test_records_that_are_still_on_their_way_are_not_called_lost():
+    made = account(ended=(10 * MS,))
+    made.poll(Poll(100 * MS, 101 * MS, 2))
+    assert made.judge(101 * MS + SETTLE_US - 1).lost == 0
+    made.note(90 * MS)
+    assert made.judge(101 * MS + SETTLE_US).is_clear
+
+
+def test_first_exact_poll_is_where_counting_begins():
+    made = account(known_lost=None, ended=(10 * MS,))
+    assert not judged(made, 100 * MS, 101 * MS, 500).is_clear
+    assert made.known_lost == 499
+    assert judged(made, 200 * MS, 201 * MS, 501).lost == 1
+
+
+def test_counter_that_begins_anew_is_noticed():
+    made = account(ended=(10 * MS, 20 * MS, 30 * MS))
+    verdict = judged(made, 100 * MS, 101 * MS, 1)
+    assert verdict.is_restarted
+    assert not verdict.is_clear
+    assert made.known_lost is None

@@ -1,0 +1,247 @@
+"""Gateway as a process of its own, a real Envoy, and replicas that attach."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from volary.gateway.v1 import (
+    evidence_service_pb2,
+    evidence_service_pb2_grpc,
+    identity_service_pb2_grpc,
+    replica_pb2,
+    replica_service_pb2,
+    replica_service_pb2_grpc,
+    traffic_pb2,
+    traffic_service_pb2,
+    traffic_service_pb2_grpc,
+)
+from volary_kit.clock import SystemClock
+from volary_kit.identity import KEY_ISSUER, SigningKey, mint_api_key, mint_service_token, write_jwks
+
+from rig import Backend, EnvoyProcess, free_port, until
+
+DIGEST = "sha256:" + "ab" * 32
+MODEL = "projects/default/models/flights"
+
+
+@dataclass
+class Replica:
+    """A backend that attaches to gateway and has ready whatever it is told to hold."""
+
+    mesh: Mesh
+    backend: Backend
+    id: str
+    refuses: set[int] = field(default_factory=set)
+    lags: bool = False
+
+    async def attach(self) -> None:
+        """Report for as long as the task lives; attach again when the stream breaks."""
+        while True:
+            try:
+                await self._attach_once()
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+
+    async def _attach_once(self) -> None:
+        desired = replica_pb2.DesiredState()
+        stub = replica_service_pb2_grpc.ReplicaServiceStub(self.mesh.direct("inference"))
+        stream = stub.Attach(metadata=self.mesh.as_service("inference"))
+
+        async def report() -> None:
+            while True:
+                await stream.write(self._report(desired))
+                await asyncio.sleep(0.2)
+
+        reporting = asyncio.create_task(report())
+        try:
+            async for state in stream:
+                desired.CopyFrom(state)
+                await stream.write(self._report(desired))
+        finally:
+            reporting.cancel()
+
+    def _report(self, desired: replica_pb2.DesiredState) -> replica_service_pb2.AttachRequest:
+        def state(version: int) -> replica_pb2.VersionState:
+            if version in self.refuses:
+                return replica_pb2.VERSION_STATE_FAILED
+            return replica_pb2.VERSION_STATE_LOADING if self.lags else replica_pb2.VERSION_STATE_READY
+
+        return replica_service_pb2.AttachRequest(
+            replica_id=self.id,
+            address=self.backend.address,
+            incarnation="one",
+            revision=desired.revision,
+            versions=[
+                replica_pb2.LoadedVersion(
+                    project=v.project, model=v.model, version=v.version, digest=v.digest,
+                    state=state(v.version),
+                )
+                for v in desired.versions
+            ],
+        )  # fmt: skip
+
+
+@dataclass
+class Mesh:
+    """Gateway and Envoy as processes, and what is needed to talk to both."""
+
+    folder: Path
+    database_url: str
+    port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+    edge_port: int = field(default_factory=free_port)
+    admin_port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.keys = {name: SigningKey.generate(name) for name in ("gateway", "inference", "workflows")}
+        self.issuing = SigningKey.generate("gateway-issuing")
+        self.keys["gateway"].write(self.folder / "gateway.pem")
+        self.issuing.write(self.folder / "issuing.pem")
+        public = [key.public_jwk() for key in self.keys.values()]
+        write_jwks(self.folder / "jwks.json", [*public, self.issuing.public_jwk(KEY_ISSUER)])
+        self.envoy = EnvoyProcess(
+            self.folder, self.admin_port, self.port, self.folder / "credential.json"
+        )
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def start_gateway(self) -> None:
+        settings = {
+            "PORT": self.port,
+            "METRICS_PORT": self.metrics_port,
+            "DATABASE_URL": self.database_url,
+            "JWKS_FILE": self.folder / "jwks.json",
+            "SERVICE_KEY_FILE": self.folder / "gateway.pem",
+            "ISSUING_KEY_FILE": self.folder / "issuing.pem",
+            "ENVOY_LISTEN": f"127.0.0.1:{self.edge_port}",
+            "ENVOY_ADMIN": f"127.0.0.1:{self.admin_port}",
+            "ENVOY_CREDENTIAL_FILE": self.folder / "credential.json",
+        }
+        env = {f"VOLARY_GATEWAY_{key}": str(value) for key, value in settings.items()}
+        self.log = self.folder / "gateway.log"
+        self.gateway = subprocess.Popen(
+            [sys.executable, "-m", "volary_gateway"],
+            env=os.environ | env,
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def kill_gateway(self) -> None:
+        self.gateway.kill()
+        self.gateway.wait()
+
+    def direct(self, name: str) -> grpc.aio.Channel:
+        """Return a channel to gateway itself."""
+        if name not in self._channels:
+            self._channels[name] = grpc.aio.insecure_channel(
+                f"127.0.0.1:{self.port}",
+                options=[
+                    ("grpc.max_reconnect_backoff_ms", 100),
+                    ("grpc.initial_reconnect_backoff_ms", 50),
+                    ("grpc.use_local_subchannel_pool", 1),
+                ],
+            )
+        return self._channels[name]
+
+    def edge(self) -> grpc.aio.Channel:
+        """Return a channel to Envoy."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.edge_port}", options=options)
+        self._channels[f"edge{len(self._channels)}"] = channel
+        return channel
+
+    def as_service(self, name: str = "workflows") -> tuple[tuple[str, str], ...]:
+        token = mint_service_token(
+            self.keys[name], project="default", on_behalf_of=None, clock=SystemClock()
+        )
+        return (("x-api-key", token),)
+
+    def api_key(self, *roles: str) -> tuple[tuple[str, str], ...]:
+        token = mint_api_key(
+            self.issuing, "tester", roles or ["predictor"], life_s=600, clock=SystemClock()
+        )
+        return (("x-api-key", token),)
+
+    @property
+    def traffic(self) -> traffic_service_pb2_grpc.TrafficServiceStub:
+        return traffic_service_pb2_grpc.TrafficServiceStub(self.direct("test"))
+
+    @property
+    def replicas(self) -> replica_service_pb2_grpc.ReplicaServiceStub:
+        return replica_service_pb2_grpc.ReplicaServiceStub(self.direct("test"))
+
+    @property
+    def identity(self) -> identity_service_pb2_grpc.IdentityServiceStub:
+        return identity_service_pb2_grpc.IdentityServiceStub(self.direct("test"))
+
+    async def load(self, *versions: int) -> None:
+        """Load versions and wait until every replica has them."""
+        for version in versions:
+            name = f"{MODEL}/versions/{version}"
+            request = replica_service_pb2.LoadVersionRequest(name=name, digest=DIGEST)
+            await self.replicas.LoadVersion(request, metadata=self.as_service(), timeout=5)
+            ready = await self.replicas.GetVersionReadiness(
+                replica_service_pb2.GetVersionReadinessRequest(name=name, wait_for_ready=True),
+                metadata=self.as_service(),
+                timeout=10,
+            )
+            assert ready.ready_replicas == ready.attached_replicas > 0, ready
+
+    async def set(self, expected: int, *weights: tuple[int, int], **more) -> traffic_pb2.Traffic:
+        request = traffic_service_pb2.SetTrafficRequest(
+            name=f"{MODEL}/traffic",
+            expected_generation=expected,
+            weights=[traffic_pb2.Weight(version=v, weight=w) for v, w in weights],
+            **more,
+        )
+        return await self.traffic.SetTraffic(request, metadata=self.as_service(), timeout=10)
+
+    async def get(self) -> traffic_pb2.Traffic:
+        request = traffic_service_pb2.GetTrafficRequest(name=f"{MODEL}/traffic")
+        return await self.traffic.GetTraffic(
+            request, metadata=self.as_service(), timeout=5, wait_for_ready=True
+        )
+
+    async def evidence(self, rollout: str = ""):
+        stub = evidence_service_pb2_grpc.EvidenceServiceStub(self.direct("test"))
+        request = evidence_service_pb2.GetEvidenceRequest(model=MODEL, rollout=rollout)
+        return await stub.GetEvidence(request, metadata=self.as_service(), timeout=5)
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+
+@asynccontextmanager
+async def mesh(folder: Path, database_url: str, backends: list[Backend]) -> AsyncIterator[Mesh]:
+    """Run gateway and Envoy with a replica for each backend."""
+    running = Mesh(folder, database_url)
+    running.start_gateway()
+    tasks = []
+    try:
+        await until(lambda: (folder / "credential.json").exists() or _died(running))
+        running.envoy.start()
+        for index, backend in enumerate(backends):
+            replica = Replica(running, backend, f"replica-{index}")
+            tasks.append(asyncio.create_task(replica.attach()))
+        yield running
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        running.envoy.kill()
+        running.kill_gateway()
+        await running.close()
+
+
+def _died(running: Mesh) -> bool:
+    if running.gateway.poll() is None:
+        return False
+    raise AssertionError(running.log.read_text())

@@ -1,0 +1,60 @@
+"""Small ONNX graphs, made here, whose outputs are known by arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+def model_of(
+    nodes: list[NodeProto],
+    inputs: list,
+    outputs: list,
+    initializers: list[TensorProto] | None = None,
+    domain: str = "",
+) -> ModelProto:
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers or [])
+    opsets = [helper.make_opsetid("", OPSET)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def value(name: str, shape: list[int | None], kind: int = TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def sigmoid_sum(width: int = 3, bias: float = 0.0) -> bytes:
+    """`probability` = sigmoid(sum of `features` + bias), one a row."""
+    weights = numpy_helper.from_array(np.ones((width, 1), np.float32), "w")
+    offset = numpy_helper.from_array(np.array([bias], np.float32), "b")
+    nodes = [
+        helper.make_node("MatMul", ["features", "w"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["t"]),
+        helper.make_node("Sigmoid", ["t"], ["probability"]),
+    ]
+    inputs, outputs = [value("features", [None, width])], [value("probability", [None, 1])]
+    return model_of(nodes, inputs, outputs, [weights, offset]).SerializeToString()
+
+
+def identity(kind: int, shape: list[int | None]) -> bytes:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return model_of(
+        [node], [value("x", shape, kind)], [value("y", shape, kind)]
+    ).SerializeToString()
+
+
+def square_root() -> bytes:
+    """NaN for a negative number, though its input is finite."""
+    node = helper.make_node("Sqrt", ["x"], ["y"])
+    return model_of([node], [value("x", [None, 1])], [value("y", [None, 1])]).SerializeToString()
+
+
+def gather() -> bytes:
+    """Fails at run time on an index beyond 2: a poisoned row."""
+    table = numpy_helper.from_array(np.array([10.0, 20.0, 30.0], np.float32), "table")
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    inputs = [value("x", [None], TensorProto.INT64)]
+    return model_of([node], inputs, [value("y", [None])], [table]).SerializeToString()

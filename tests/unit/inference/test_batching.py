@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from volary_inference.domain.batching import Batcher, BatchPolicy, Closing, RunFailed, Ticket
+from volary_inference.domain.run_times import RunTimes
+from volary_inference.domain.statistics import Statistics
+from volary_kit.clock import SystemClock
+from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
+
+CLOCK = SystemClock()
+POISON = -1.0
+LONG_S = 30.0
+
+
+class Doubling:
+    """Doubles its input; `gate` holds every run until it is opened."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[list[float]] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.entered.set()
+        assert self.gate.wait(LONG_S)
+        x = feeds["x"]
+        self.batches.append(x[:, 0].tolist())
+        if (x == POISON).any():
+            raise RunFailed("poison")
+        return {"y": x * 2}
+
+
+class Rig:
+    def __init__(self, policy: BatchPolicy, run_times: RunTimes | None = None) -> None:
+        self.runner, self.statistics = Doubling(), Statistics()
+        self.batcher = Batcher(
+            "test",
+            self.runner,
+            policy,
+            CLOCK,
+            self.statistics,
+            is_batched=True,
+            run_times=run_times,
+        )
+
+    def ticket(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
+        rows = np.array(values, np.float32).reshape(-1, 1)
+        return Ticket({"x": rows}, len(values), CLOCK.monotonic_s() + timeout_s)
+
+    def put(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
+        ticket = self.ticket(*values, timeout_s=timeout_s)
+        self.batcher.put(ticket)
+        return ticket
+
+    def hold(self) -> Ticket:
+        """Occupy the batching thread until the gate opens."""
+        self.runner.gate.clear()
+        self.runner.entered.clear()
+        ticket = self.put(0.5)
+        assert self.runner.entered.wait(LONG_S)
+        return ticket
+
+
+def answer(ticket: Ticket) -> list[float]:
+    return ticket.wait(LONG_S)["y"][:, 0].tolist()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig(BatchPolicy(max_rows=4))
+    yield rig
+    rig.runner.gate.set()
+    assert rig.batcher.close(LONG_S)
+
+
+def test_calls_that_wait_together_run_together_and_get_their_own_rows(rig: Rig) -> None:
+    rig.hold()
+    tickets = [rig.put(1.0), rig.put(2.0, 3.0), rig.put(4.0)]
+    rig.runner.gate.set()
+    assert [answer(ticket) for ticket in tickets] == [[2.0], [4.0, 6.0], [8.0]]
+    assert rig.runner.batches == [[0.5], [1.0, 2.0, 3.0, 4.0]]
+    assert [ticket.batch_rows for ticket in tickets] == [4, 4, 4]
+
+
+def test_the_earliest_deadline_runs_first(rig: Rig) -> None:
+    rig.hold()
+    late = [rig.put(float(i), timeout_s=100 + i) for i in range(1, 5)]
+    urgent = rig.put(9.0, timeout_s=20)
+    rig.runner.gate.set()
+    for ticket in (*late, urgent):
+        answer(ticket)
+    assert rig.runner.batches == [[0.5], [9.0, 1.0, 2.0, 3.0], [4.0]]
+
+
+def test_what_expired_in_the_queue_never_runs(rig: Rig) -> None:
+    rig.hold()
+    doomed, other = rig.put(7.0, timeout_s=0.05), rig.put(1.0)
+    with pytest.raises(DeadlineExceeded):
+        doomed.wait(0.06)
+    rig.runner.gate.set()
+    assert answer(other) == [2.0]
+    assert [7.0] not in rig.runner.batches
+    assert rig.statistics.snapshot().dropped == {"expired": 1}
+
+
+def test_what_was_cancelled_never_runs(rig: Rig) -> None:
+    rig.hold()
+    gone, other = rig.put(7.0), rig.put(1.0)
+    gone.cancel()
+    rig.runner.gate.set()
+    assert answer(other) == [2.0]
+    with pytest.raises(Cancelled):
+        gone.wait(LONG_S)
+    assert rig.runner.batches == [[0.5], [1.0]]
+    assert rig.statistics.snapshot().dropped == {"cancelled": 1}
+
+
+def test_a_poisoned_row_fails_alone(rig: Rig) -> None:
+    rig.hold()
+    good, poisoned, fine = rig.put(1.0), rig.put(POISON), rig.put(3.0)
+    rig.runner.gate.set()
+    assert answer(good) == [2.0]
+    assert answer(fine) == [6.0]
+    with pytest.raises(RunFailed):
+        poisoned.wait(LONG_S)
+
+
+def test_a_call_larger_than_a_batch_runs_alone(rig: Rig) -> None:
+    rig.hold()
+    large, small = rig.put(*[1.0] * 9), rig.put(2.0)
+    rig.runner.gate.set()
+    assert answer(large) == [2.0] * 9
+    assert answer(small) == [4.0]
+    assert sorted(len(batch) for batch in rig.runner.batches) == [1, 1, 9]
+
+
+def test_other_shapes_do_not_share_a_run(rig: Rig) -> None:
+    rig.hold()
+    narrow = rig.put(1.0)
+    wide = Ticket({"x": np.ones((1, 2), np.float32)}, 1, CLOCK.monotonic_s() + LONG_S)
+    rig.batcher.put(wide)
+    rig.runner.gate.set()
+    assert answer(narrow) == [2.0]
+    assert wide.wait(LONG_S)["y"].tolist() == [[2.0, 2.0]]
+
+
+def test_the_counters_say_why_batches_were_closed() -> None:
+    rig = Rig(BatchPolicy(max_rows=2, max_delay_s=0.03))
+    began_s = time.monotonic()
+    assert answer(rig.put(1.0)) == [2.0]
+    assert time.monotonic() - began_s >= 0.03
+    pair = [rig.put(1.0), rig.put(2.0)]
+    for ticket in pair:
+        answer(ticket)
+    assert rig.batcher.close(LONG_S)
+    assert rig.statistics.snapshot().closings == {"delay": 1, "size": 1}
+
+
+def test_a_near_deadline_closes_the_batch_before_the_delay_is_over() -> None:
+    times = RunTimes()
+    times.record(1, 0.02)
+    rig = Rig(BatchPolicy(max_rows=64, max_delay_s=LONG_S), times)
+    ticket = rig.put(1.0, timeout_s=0.5)
+    assert answer(ticket) == [2.0]
+    assert rig.batcher.close(LONG_S)
+    assert rig.statistics.snapshot().closings == {Closing.DEADLINE.value: 1}
+
+
+def test_closing_answers_what_is_queued_and_takes_no_more() -> None:
+    rig = Rig(BatchPolicy(max_rows=64, max_delay_s=LONG_S))
+    ticket = rig.put(1.0)
+    assert rig.batcher.close(LONG_S)
+    assert answer(ticket) == [2.0]
+    with pytest.raises(Unavailable):
+        rig.put(2.0)
+    assert rig.statistics.snapshot().closings == {"drain": 1}
+
+
+def test_what_cannot_finish_in_time_is_refused_at_once_with_a_hint() -> None:
+    times = RunTimes()
+    times.record(4, 1.0)
+    rig = Rig(BatchPolicy(max_rows=4), times)
+    rig.hold()
+    waiting = [rig.put(float(i)) for i in range(4)]
+    with pytest.raises(ResourceExhausted) as caught:
+        rig.put(9.0, timeout_s=0.5)
+    assert caught.value.reason == "OVERLOADED"
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s > 0.5
+    rig.runner.gate.set()
+    for ticket in waiting:
+        answer(ticket)
+    assert rig.batcher.close(LONG_S)
+
+
+def test_a_full_queue_refuses() -> None:
+    rig = Rig(BatchPolicy(max_rows=2, max_queued_rows=3))
+    rig.hold()
+    waiting = rig.put(1.0, 2.0)
+    with pytest.raises(ResourceExhausted):
+        rig.put(3.0, 4.0)
+    rig.runner.gate.set()
+    answer(waiting)
+    assert rig.batcher.close(LONG_S)
+
+
+def test_thousands_of_mixed_calls_each_get_their_own_rows() -> None:
+    rig = Rig(BatchPolicy(max_rows=16))
+    draw = random.Random(7)
+    sizes = [draw.randint(1, 5) for _ in range(4_000)]
+
+    def call(index: int) -> bool:
+        values = [float(index * 8 + i) for i in range(sizes[index])]
+        return answer(rig.put(*values)) == [2 * value for value in values]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(call, range(len(sizes))))
+    assert rig.batcher.close(LONG_S)
+
+
+def test_run_times_answer_for_sizes_that_never_ran() -> None:
+    times = RunTimes()
+    assert times.predict_s(10) == 0.0
+    times.record(4, 0.4)
+    assert times.predict_s(1) == 0.4
+    assert times.predict_s(8) == 0.8
+    times.record(4, 0.9)
+    assert times.predict_s(3) == pytest.approx(0.5)

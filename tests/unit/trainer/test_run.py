@@ -1,0 +1,117 @@
+"""The run as a process: what it writes, and that it writes the same again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pytest
+from volary_kit.errors import DeadlineExceeded, FailedPrecondition
+from volary_trainer import process
+from volary_trainer.domain import scores
+
+ROWS = 3_000
+ORDER: dict[str, Any] = {
+    "start_us": 0,
+    "end_us": ROWS * 1_000,
+    "network": {"hidden": [8], "dropout": 0.1},
+    "optimiser": {"learning_rate": 0.02, "weight_decay": 0.0, "batch_size": 128, "epochs": 6},
+    "seed": 7,
+    "threads": 1,
+    "validation_share": 0.2,
+    "decision_threshold": 0.5,
+}
+
+
+def write_rows(folder: Path) -> None:
+    """Rows whose label depends on the first feature alone."""
+    random = np.random.default_rng(3)
+    first, second = random.normal(size=ROWS), random.normal(5, 100, size=ROWS)
+    label = (first + random.normal(0, 0.3, size=ROWS) > 0).astype(np.float64)
+    table = pa.table(
+        {
+            "subject": [f"row-{i:05}" for i in range(ROWS)],
+            "event_time": pa.array(np.arange(ROWS) * 1_000, pa.timestamp("us", "UTC")),
+            "known_at": pa.array(np.arange(ROWS) * 1_000 + 1, pa.timestamp("us", "UTC")),
+            "first": first,
+            "second": second,
+            "label": label,
+        }
+    )
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+
+
+async def train(
+    folder: Path, order: dict[str, Any], timeout_s: float = 120
+) -> list[dict[str, Any]]:
+    folder.mkdir()
+    write_rows(folder)
+    (folder / "order.json").write_text(json.dumps(order))
+    lines: list[dict[str, Any]] = []
+
+    async def report(line: dict[str, Any]) -> None:
+        lines.append(line)
+
+    await process.train(folder, niceness=5, threads=1, timeout_s=timeout_s, report=report)
+    return lines
+
+
+async def test_the_same_order_gives_the_same_weights_and_another_seed_others(
+    tmp_path: Path,
+) -> None:
+    lines = await train(tmp_path / "a", ORDER)
+    await train(tmp_path / "b", ORDER)
+    await train(tmp_path / "c", ORDER | {"seed": 8})
+
+    a, b, c = (json.loads((tmp_path / n / "result.json").read_text()) for n in "abc")
+    weights = (tmp_path / "a" / "weights.safetensors").read_bytes()
+    assert a["weights_hash"] == b["weights_hash"] == hashlib.sha256(weights).hexdigest()
+    assert a["weights_hash"] != c["weights_hash"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert a["metrics"]["auc"] > 0.95
+    assert a["validation_rows"] == ROWS * 0.2
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "a" / "model.onnx"))
+    (tensor,) = session.get_inputs()
+    assert (tensor.name, tensor.shape[1]) == ("features", 2)
+    sample = np.array([[3, 0], [-3, 0], [0, 1e9]], dtype=np.float32)
+    scored = np.asarray(session.run(["probability"], {"features": sample})[0])
+    assert scored.shape == (3, 1)
+    assert scored[0, 0] > 0.8 > 0.2 > scored[1, 0]
+    assert np.isfinite(scored).all()
+
+
+async def test_an_empty_window_fails_with_the_runs_own_word(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="no rows") as failure:
+        await train(tmp_path / "a", ORDER | {"start_us": ROWS * 1_000, "end_us": ROWS * 2_000})
+    assert failure.value.reason == "RUN_FAILED"
+
+
+async def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await train(tmp_path / "a", ORDER, timeout_s=0.5)
+
+
+def test_auc_counts_ties_half() -> None:
+    labels = np.array([0.0, 0.0, 1.0, 1.0])
+    assert scores.auc(np.array([0.1, 0.4, 0.4, 0.8]), labels) == pytest.approx(3.5 / 4)
+    assert scores.auc(np.zeros(4), labels) == 0.5
+    assert scores.auc(np.array([0.1, 0.2]), np.ones(2)) == 0.5
+
+
+def test_differences_are_candidate_less_baseline() -> None:
+    labels = np.array([1.0, 0.0, 1.0])
+    better, worse = np.array([0.9, 0.1, 0.8]), np.array([0.6, 0.6, 0.4])
+    found = {d.metric: d for d in scores.differences(better, worse, labels, (0.5, 0.5))}
+    assert found["error"].mean == pytest.approx(-2 / 3)
+    assert found["brier"].mean == pytest.approx(((0.01 + 0.01 + 0.04) - (0.16 + 0.36 + 0.36)) / 3)
+    assert found["log_loss"].mean < 0 < found["log_loss"].variance

@@ -1,0 +1,15 @@
+"""Workflow ids: what may run only once at a time has one id."""
+
+from __future__ import annotations
+
+TASK_QUEUE = "volary-workflows"
+
+
+def rollout_workflow_id(project: str, model: str) -> str:
+    """Return the id of a model's rollout: one at a time."""
+    return f"rollout/{project}/{model}"
+
+
+def retrain_workflow_id(project: str, training: str, cause: str) -> str:
+    """Return the id of a retrain: once for the same cause, however often it is reported."""
+    return f"retrain/{project}/{training}/{cause}"

@@ -1,0 +1,30 @@
+"""What the deployable runs: the worker and the listener of alerts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from volary_kit.resources import Resources
+from volary_kit.service import Service
+from volary_kit.streams import ALERTS, ConsumerGroup
+
+from volary_workflows.settings import WorkflowsSettings
+from volary_workflows.trigger import GROUP, RetrainTrigger
+from volary_workflows.worker import activities_of, make_worker
+
+
+@asynccontextmanager
+async def build(kit: Resources[WorkflowsSettings]) -> AsyncIterator[Service]:
+    """Compose the worker; it has no RPC of its own, Temporal says whether it polls."""
+    activities = activities_of(kit.channels)
+
+    async def work() -> None:
+        client = await kit.temporal()
+        worker = make_worker(client, activities, max_activities=kit.settings.max_activities)
+        await worker.run()
+
+    alerts = ConsumerGroup(
+        kit.require_redis(), ALERTS, GROUP, kit.settings.instance, RetrainTrigger(kit.temporal)
+    )
+    yield Service(background=[work, alerts.run])

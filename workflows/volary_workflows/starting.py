@@ -1,0 +1,111 @@
+"""Start workflows and talk to them, for whoever holds a Temporal client.
+
+handle = await start_rollout(client, spec)
+await handle.execute_update("approve", Command("principals/ada"), result_type=RolloutStatus)
+status = await handle.query("status", result_type=RolloutStatus)
+"""
+
+from __future__ import annotations
+
+from temporalio.client import (
+    Client,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+from volary_kit.errors import AlreadyExists, InvalidArgument
+
+from volary_workflows.identifiers import (
+    TASK_QUEUE,
+    retrain_workflow_id,
+    rollout_workflow_id,
+)
+from volary_workflows.retrain.messages import Retrain, RetrainStatus
+from volary_workflows.rollout.messages import Command, Rollout, RolloutSpec, RolloutStatus
+from volary_workflows.rollout.specification import SpecificationError, require_sound
+
+
+async def start_rollout(
+    client: Client,
+    spec: RolloutSpec,
+    *,
+    supersede: bool = False,
+    task_queue: str = TASK_QUEUE,
+) -> WorkflowHandle[object, RolloutStatus]:
+    """Start a rollout; raise InvalidArgument by field, AlreadyExists while one of it is running.
+
+    With `supersede` the running one turns back first and ends SUPERSEDED.
+    """
+    _require_sound(spec)
+    workflow_id = rollout_workflow_id(spec.project, spec.model)
+    if supersede:
+        await _superseded(client, workflow_id, spec)
+    try:
+        return await client.start_workflow(
+            "RolloutWorkflow",
+            Rollout(spec),
+            id=workflow_id,
+            task_queue=task_queue,
+            result_type=RolloutStatus,
+        )
+    except WorkflowAlreadyStartedError as error:
+        raise AlreadyExists(
+            "ROLLOUT_IN_PROGRESS",
+            f"a rollout of {spec.model} is in progress: abort it, or start with supersede",
+            {"model": spec.model, "workflow_id": workflow_id},
+        ) from error
+
+
+async def start_retrain(
+    client: Client, retrain: Retrain, *, cause: str, task_queue: str = TASK_QUEUE
+) -> WorkflowHandle[object, RetrainStatus]:
+    """Start a retrain, or return the one that runs for the same cause."""
+    workflow_id = retrain_workflow_id(retrain.project, retrain.training, cause)
+    try:
+        return await client.start_workflow(
+            "RetrainWorkflow",
+            retrain,
+            id=workflow_id,
+            task_queue=task_queue,
+            result_type=RetrainStatus,
+        )
+    except WorkflowAlreadyStartedError:
+        return client.get_workflow_handle(workflow_id, result_type=RetrainStatus)
+
+
+def rollout_handle(
+    client: Client, project: str, model: str
+) -> WorkflowHandle[object, RolloutStatus]:
+    """Return the handle of a model's rollout, the running one or the last."""
+    return client.get_workflow_handle(
+        rollout_workflow_id(project, model), result_type=RolloutStatus
+    )
+
+
+async def _superseded(client: Client, workflow_id: str, spec: RolloutSpec) -> None:
+    """End the running rollout, if there is one, and wait until it has turned back."""
+    running = client.get_workflow_handle(workflow_id, result_type=RolloutStatus)
+    command = Command(spec.requested_by, f"superseded by version {spec.candidate}")
+    try:
+        await running.execute_update("supersede", command, result_type=RolloutStatus)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return  # none is running
+    except WorkflowUpdateFailedError:
+        pass  # it is past the point of return: wait for its end
+    try:
+        await running.result()
+    except WorkflowFailureError:
+        return
+
+
+def _require_sound(spec: RolloutSpec) -> None:
+    try:
+        require_sound(spec)
+    except SpecificationError as error:
+        raise InvalidArgument(
+            "SPECIFICATION_INVALID", str(error), violations=error.problems
+        ) from error

@@ -1,0 +1,59 @@
+"""The Temporal worker: which workflows and activities it runs, and how it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+from volary_kit.channels import Channels
+
+from volary_workflows.failures import CallInterceptor
+from volary_workflows.identifiers import TASK_QUEUE
+from volary_workflows.retrain.activities import RetrainActivities
+from volary_workflows.retrain.workflow import RetrainWorkflow
+from volary_workflows.rollout.activities import RolloutActivities
+from volary_workflows.rollout.workflow import RolloutWorkflow
+
+WORKFLOWS = (RolloutWorkflow, RetrainWorkflow)
+GRACE = timedelta(seconds=5)
+
+
+def activities_of(channels: Channels) -> list[Callable[..., Any]]:
+    """Return every activity, bound to the channels that it calls through."""
+    rollout, retrain = RolloutActivities(channels), RetrainActivities(channels)
+    return [
+        rollout.check_rollout,
+        rollout.decide_approval,
+        rollout.load_version,
+        rollout.unload_version,
+        rollout.set_traffic,
+        rollout.read_traffic,
+        rollout.judge_rollout,
+        retrain.read_training,
+        retrain.pull_source,
+        retrain.build_training_set,
+        retrain.train,
+        retrain.judge_gate,
+    ]
+
+
+def make_worker(
+    client: Client,
+    activities: Sequence[Callable[..., Any]],
+    *,
+    task_queue: str = TASK_QUEUE,
+    max_activities: int = 100,
+) -> Worker:
+    """Return a worker of all workflows; a stop lets activities end within 5 s."""
+    return Worker(
+        client,
+        task_queue=task_queue,
+        workflows=list(WORKFLOWS),
+        activities=list(activities),
+        interceptors=[CallInterceptor()],
+        max_concurrent_activities=max_activities,
+        graceful_shutdown_timeout=GRACE,
+    )
