@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from volary_cli.commands import mesh, traces
+from volary_cli.commands import development, mesh, traces
 from volary_cli.commands.exits import CommandError
 from volary_cli.commands.output import errors
 
@@ -28,6 +30,25 @@ app = typer.Typer(
 for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
     app.command(rich_help_panel="The mesh")(command)
 app.command(rich_help_panel="The mesh")(traces.trace)
+app.command(rich_help_panel="Development", context_settings=development.PASS_ON)(development.test)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"volary {metadata.version('volary-cli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Carry a model from data to production and back."""
 
 
 def main() -> None:

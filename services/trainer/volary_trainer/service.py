@@ -25,6 +25,7 @@ async def build(kit: Resources[TrainerSettings]) -> AsyncIterator[Service]:
     trainer = Trainer(kit.settings, database, kit.clock, tracker, sets, versions)
     comparer = Comparer(kit.settings.data_dir / "comparisons", sets, versions)
     operations.register("StartRun", trainer.start_run)
+    operations.register("VerifyRun", trainer.verify_run)
     operations.register("CompareVersions", comparer.compare)
     yield Service(
         servicers=[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from volary.features.v1.feature_pb2 import TrainingSet
 from volary.registry.v1.model_pb2 import (
     ARTIFACT_KIND_ONNX,
@@ -25,7 +25,12 @@ from volary.trainer.v1.run_pb2 import (
     RUN_STATE_SUCCEEDED,
     Run,
 )
-from volary.trainer.v1.trainer_service_pb2 import RunMetadata, StartRunRequest
+from volary.trainer.v1.trainer_service_pb2 import (
+    RunMetadata,
+    StartRunRequest,
+    VerifyRunRequest,
+    VerifyRunResponse,
+)
 from volary_kit.clock import Clock
 from volary_kit.database import Database
 from volary_kit.errors import Cancelled, FailedPrecondition, VolaryError
@@ -83,13 +88,8 @@ class Trainer:
         run.state = RUN_STATE_RUNNING
         run.start_time.CopyFrom(from_us(self.clock.now_us()))
         await self._save(context, run)
-        with tempfile.TemporaryDirectory(dir=self._folder()) as scratch:
-            folder = Path(scratch)
-            await self._show(context, "reading", 0.0)
-            await self.sets.save(run.training_set, folder / "rows.arrow")
-            (folder / "order.json").write_text(json.dumps(order))
-            await self._train(context, folder, spec.threads)
-            result = json.loads((folder / "result.json").read_text())
+        with self._scratch() as folder:
+            result = await self._train(context, run.training_set, order, folder)
             await self._show(context, "registering", 0.95)
             version = await self._register(context, run, training, training_set, folder, result)
         run.model_version, run.digest = version.name, version.digest
@@ -99,19 +99,63 @@ class Trainer:
         await self._save(context, run)
         return run
 
-    async def _train(self, context: OperationContext, folder: Path, threads: int) -> None:
+    async def verify_run(
+        self, context: OperationContext, request: VerifyRunRequest
+    ) -> VerifyRunResponse:
+        """Train again from a version's lineage; say whether the weights are the same."""
+        version = await self.versions.get(request.model_version)
+        async with self.database.read() as transaction:
+            run = await store.get_run(
+                transaction, context.project, version.lineage.run.rpartition("/")[2]
+            )
+            row = await store.get_training(
+                transaction, context.project, run.training.rpartition("/")[2]
+            )
+        training = document.read(json.loads(row.document))
+        training_set = await self.sets.get(run.training_set)
+        parts = _identity_parts(training, training_set, row.document_hash)
+        with self._scratch() as folder:
+            order = _order(training, training_set)
+            result = await self._train(context, run.training_set, order, folder, is_tracked=False)
+        recorded = version.lineage.weights_hash
+        return VerifyRunResponse(
+            identical=result["weights_hash"] == recorded,
+            recorded_weights_hash=recorded,
+            weights_hash=result["weights_hash"],
+            differing_parts=sorted(
+                name for name, value in parts.items() if run.identity_parts[name] != value
+            ),
+        )
+
+    async def _train(
+        self,
+        context: OperationContext,
+        training_set: str,
+        order: dict[str, Any],
+        folder: Path,
+        *,
+        is_tracked: bool = True,
+    ) -> dict[str, Any]:
+        """Run the process on a folder and return its result; metrics of a tracked run are kept."""
+
         async def report(line: dict[str, Any]) -> None:
-            await self.tracker.log(context.project, context.id, line["step"], line["metrics"])
+            if is_tracked:
+                await self.tracker.log(context.project, context.id, line["step"], line["metrics"])
             await self._show(context, "training", 0.05 + 0.85 * line["step"] / line["of"])
 
+        await self._show(context, "reading", 0.0)
+        await self.sets.save(training_set, folder / "rows.arrow")
+        (folder / "order.json").write_text(json.dumps(order))
         await self._show(context, "training", 0.05)
         await process.train(
             folder,
             niceness=self.settings.niceness,
-            threads=threads,
+            threads=order["threads"],
             timeout_s=self.settings.run_timeout_s,
             report=report,
         )
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return result
 
     async def _register(
         self,
@@ -124,7 +168,7 @@ class Trainer:
     ) -> ModelVersion:
         graph = (folder / "model.onnx").read_bytes()
         weights = (folder / "weights.safetensors").read_bytes()
-        start, end = window_us(training, training_set)
+        start, end = window_us(training_set)
         version = ModelVersion(
             digest=await self.versions.upload(graph, ARTIFACT_KIND_ONNX),
             kind=ARTIFACT_KIND_ONNX,
@@ -162,31 +206,26 @@ class Trainer:
         name = f"projects/{context.project}/runs/{context.id}"
         await context.progress(RunMetadata(run=name, stage=stage, progress=progress))
 
-    def _folder(self) -> Path:
-        folder = self.settings.data_dir / "runs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give a folder that is gone afterwards."""
+        home = self.settings.data_dir / "runs"
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            yield Path(scratch)
 
 
-def window_us(training: Training, training_set: TrainingSet) -> tuple[int, int]:
-    """Return the training window in UTC microseconds: the set less its hold-out."""
-    start = int(training.spec.window.start.timestamp()) * 1_000_000
-    end = to_us(_end(training_set)) - training.spec.window.holdout
-    start = (
-        max(start, to_us(training_set.start_time)) if training_set.HasField("start_time") else start
-    )
-    if end <= start:
-        raise FailedPrecondition("WINDOW_EMPTY", "the hold-out leaves nothing to train on")
+def window_us(training_set: TrainingSet) -> tuple[int, int]:
+    """Return the training window in UTC microseconds; the hold-out is a set of its own."""
+    start, end = to_us(training_set.start_time), to_us(training_set.end_time)
+    if end <= start or training_set.rows == 0:
+        raise FailedPrecondition("WINDOW_EMPTY", "the training set has no rows to train on")
     return start, end
-
-
-def _end(training_set: TrainingSet) -> Timestamp:
-    return training_set.end_time
 
 
 def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:
     spec = training.spec
-    start, end = window_us(training, training_set)
+    start, end = window_us(training_set)
     return {
         "start_us": start,
         "end_us": end,
@@ -202,7 +241,7 @@ def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:
 def _identity_parts(
     training: Training, training_set: TrainingSet, document_hash: str
 ) -> dict[str, str]:
-    start, end = window_us(training, training_set)
+    start, end = window_us(training_set)
     return {
         "config": document_hash,
         "code": identity.code_hash(CODE),

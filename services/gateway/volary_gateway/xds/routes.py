@@ -219,7 +219,7 @@ def _weighted(
     action = RouteAction(weighted_clusters=split, **_deadline())
     headers = {"volary-route": name}
     if sticky is not None:
-        split.use_hash_policy.value = True
+        action.weighted_clusters.use_hash_policy.value = True
         action.hash_policy.append(_hash(sticky))
         headers["volary-user"] = f"%REQ({sticky.header})%"
     if traffic.shadow is not None:

@@ -55,35 +55,35 @@ class OnnxGraph:
         self.signature = Signature(_specs(inputs), _specs(outputs))
         self._outputs = [spec.name for spec in self.signature.outputs]
         self._types = {spec.name: spec.datatype for spec in self.signature.inputs}
-        tensors = (*self.signature.inputs, *self.signature.outputs)
-        self._is_plain = not {spec.datatype for spec in tensors} & {"BF16", "BYTES"}
+        datatypes = {spec.datatype for spec in (*self.signature.inputs, *self.signature.outputs)}
+        self._has_text, self._has_bf16 = "BYTES" in datatypes, "BF16" in datatypes
+        if self._has_text and self._has_bf16:
+            raise refused("onnxruntime's bindings cannot pass text and BF16 in one run")
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name; raise RunFailed when the graph does."""
+        if self._has_text:
+            feeds = {name: _decoded(name, array) for name, array in feeds.items()}
         try:
-            if self._is_plain:
-                values: list[Any] = list(self._session.run(self._outputs, dict(feeds)))
-            else:
-                values = self._run_values(feeds)
-        except InvalidArgument:
-            raise
+            values = self._run_bf16(feeds) if self._has_bf16 else self._run_plain(feeds)
         except Exception as error:  # see above: the bindings' exceptions share no base
             raise RunFailed(_first_line(error)) from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def _run_values(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run with what numpy cannot say: BF16 by its bits, BYTES as text."""
+    def _run_plain(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        values: list[Any] = list(self._session.run(self._outputs, dict(feeds)))
+        return [_encoded(array) for array in values] if self._has_text else values
+
+    def _run_bf16(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run with what numpy has no type for: BF16 goes in and comes out by its bits."""
         given = {name: self._to_value(name, array) for name, array in feeds.items()}
         return [_to_array(value) for value in self._session.run_with_ort_values(None, given)]
 
     def _to_value(self, name: str, array: np.ndarray) -> Any:
-        make = onnxruntime.OrtValue.ortvalue_from_numpy
-        if self._types[name] == "BYTES":
-            return make(_decoded(name, array))
         array = np.ascontiguousarray(array)
         if self._types[name] == "BF16":
             return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BF16)
-        return make(array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def session_options() -> onnxruntime.SessionOptions:
@@ -113,6 +113,8 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _decoded(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "O":
+        return array
     try:
         texts = [each.decode() for each in array.ravel()]
     except UnicodeDecodeError:
@@ -120,19 +122,21 @@ def _decoded(name: str, array: np.ndarray) -> np.ndarray:
     return np.array(texts, dtype=object).reshape(array.shape)
 
 
-def _to_array(value: Any) -> np.ndarray:
-    kind = value.data_type()
-    if kind == "tensor(bfloat16)":
-        shape = value.shape()
-        size = int(np.prod(shape, dtype=np.int64)) * 2
-        bits = np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.dtype("<u2"))
-        return bits.reshape(shape)
-    array = value.numpy()
-    if kind != "tensor(string)":
+def _encoded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "OU":
         return array
     encoded = np.empty(array.size, dtype=object)
-    encoded[:] = [each.encode() for each in array.ravel()]
+    encoded[:] = [str(each).encode() for each in array.ravel()]
     return encoded.reshape(array.shape)
+
+
+def _to_array(value: Any) -> np.ndarray:
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = value.shape()
+    size = int(np.prod(shape, dtype=np.int64)) * 2
+    bits = np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.dtype("<u2"))
+    return bits.reshape(shape)
 
 
 def _first_line(error: Exception) -> str:

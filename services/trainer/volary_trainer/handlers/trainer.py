@@ -149,6 +149,13 @@ class TrainerHandler(TrainerServiceServicer):
             last = run
             await asyncio.sleep(0 if run.state in ENDED else LOOK_EVERY_S)
 
+    async def VerifyRun(self, request: pb.VerifyRunRequest, context: Context) -> Operation:
+        names.parse(VERSION, request.model_version, field="model_version")
+        async with self._database.transaction() as transaction:
+            return await self._operations.start(
+                transaction, method="VerifyRun", request=request, metadata=pb.RunMetadata()
+            )
+
     async def CompareVersions(
         self, request: pb.CompareVersionsRequest, context: Context
     ) -> Operation:
