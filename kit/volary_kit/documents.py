@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -211,3 +213,13 @@ def scalar(text: str) -> str | bool | int | float | None:
     if FLOAT.fullmatch(text) or text.lstrip("+-").lower() in (".inf", ".nan"):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
     return text
+
+
+def canonical(data: Mapping[str, Any]) -> str:
+    """Return a document in canonical form: sorted keys, no white space."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def hash_of(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a document in canonical form, in hex."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()

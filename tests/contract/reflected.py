@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def _has(pool: Any, name: str) -> bool:
 def call(channel: grpc.Channel, rpc: Rpc, data: bytes, timeout_s: float) -> VolaryError | None:
     """Send raw bytes as the only request; return the error, None when the call was answered.
 
-    Of a stream of replies the first one is an answer.
+    A stream of replies is read to its end, for as long as it has time.
     """
     shape = {
         (False, False): channel.unary_unary,
@@ -113,8 +114,7 @@ def call(channel: grpc.Channel, rpc: Rpc, data: bytes, timeout_s: float) -> Vola
     try:
         reply = start(request, timeout=timeout_s)
         if rpc.server_streaming:
-            next(reply, None)
-            reply.cancel()
+            deque(reply, maxlen=0)
     except VolaryError as error:
         return error
     return None

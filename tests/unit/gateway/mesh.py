@@ -206,7 +206,7 @@ class Mesh:
     async def get(self) -> traffic_pb2.Traffic:
         request = traffic_service_pb2.GetTrafficRequest(name=f"{MODEL}/traffic")
         return await self.traffic.GetTraffic(
-            request, metadata=self.as_service(), timeout=5, wait_for_ready=True
+            request, metadata=self.as_service(), timeout=20, wait_for_ready=True
         )
 
     async def evidence(self, rollout: str = ""):

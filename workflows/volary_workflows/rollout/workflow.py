@@ -209,8 +209,8 @@ class RolloutWorkflow:
         poll_s = spec.poll_s or min(max(due_s / 60, LEAST_POLL_S), MOST_POLL_S)
         skips = progress.skips
         while True:
-            elapsed_s = _now_s() - progress.stage_began_s
-            await self._pass_time(min(poll_s, max(due_s - elapsed_s, LEAST_POLL_S)), skips)
+            left_s = due_s - (_now_s() - progress.stage_began_s)
+            await self._pass_time(min(poll_s, left_s) if left_s > 0 else poll_s, skips)
             elapsed_s = _now_s() - progress.stage_began_s
             await self._look(step, is_due=elapsed_s >= due_s)
             if progress.skips > skips:

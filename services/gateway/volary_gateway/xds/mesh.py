@@ -95,7 +95,7 @@ def _endpoints(mesh: Mesh, clusters: Mapping[str, Resource]) -> list[Resource]:
 
 
 def _routes(mesh: Mesh) -> list[Resource]:
-    default = default_routes(mesh.edge.methods, mesh.edge.services)
+    default = default_routes(mesh.edge.services)
     return [
         resource(default.name, default),
         *(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from envoy.config.core.v3 import base_pb2, config_source_pb2, grpc_service_pb2
 from envoy.config.route.v3 import route_components_pb2
@@ -64,11 +64,6 @@ def has_header(name: str) -> route_components_pb2.HeaderMatcher:
 def header_is(name: str, value: str) -> route_components_pb2.HeaderMatcher:
     """Match a request whose header has exactly this value."""
     return route_components_pb2.HeaderMatcher(name=name, string_match={"exact": value})
-
-
-def one_of(names: Iterable[str]) -> str:
-    """Return a regular expression that matches exactly these paths."""
-    return "|".join(sorted(name.replace(".", r"\.") for name in names))
 
 
 def grpc_cluster(name: str, timeout_s: float = 0) -> grpc_service_pb2.GrpcService:

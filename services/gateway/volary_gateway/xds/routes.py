@@ -5,32 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
-from envoy.type.matcher.v3 import regex_pb2
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import MissingKey, Stickiness, Traffic, Weight
-from volary_gateway.xds.edge import (
-    INFERENCE_CLUSTER,
-    OPERATIONS,
-    Method,
-    RouteKind,
-)
-from volary_gateway.xds.packing import (
-    has_header,
-    header_is,
-    one_of,
-    pack,
-    seconds,
-    set_headers,
-)
+from volary_gateway.xds.edge import INFERENCE_CLUSTER, RouteKind
+from volary_gateway.xds.packing import has_header, header_is, pack, seconds, set_headers
 
 Route = route_components_pb2.Route
 RouteAction = route_components_pb2.RouteAction
@@ -87,20 +74,14 @@ def default_scope() -> scoped_route_pb2.ScopedRouteConfiguration:
     return _scope(DEFAULT_SCOPE)
 
 
-def default_routes(
-    methods: Iterable[Method], services: Mapping[str, str]
-) -> route_pb2.RouteConfiguration:
-    """Return the routes by method alone: the server's own, each service's, operations."""
-    by_service: dict[str, list[str]] = {}
-    for method in methods:
-        if method.kind is RouteKind.DEFAULT:
-            by_service.setdefault(method.service, []).append(method.path)
-    routes = [
-        _by_path(one_of(paths), _cluster_of(service))
-        for service, paths in sorted(by_service.items())
-        if service == "inference" or service in services
-    ]
-    routes += [_operations(service) for service in sorted(services)]
+def default_routes(services: Iterable[str]) -> route_pb2.RouteConfiguration:
+    """Return the routes of calls that belong to no model, by the service that answers them.
+
+    The first filter has let through only the methods that the contract opens, and named the
+    service of each; an operation's is named by the operation.
+    """
+    routes = [_to_service("inference", INFERENCE_CLUSTER)]
+    routes += [_to_service(service, service_cluster(service)) for service in sorted(services)]
     host = route_components_pb2.VirtualHost(name="default", domains=["*"], routes=routes)
     return route_pb2.RouteConfiguration(name=DEFAULT_SCOPE, virtual_hosts=[host])
 
@@ -108,10 +89,6 @@ def default_routes(
 def service_cluster(service: str) -> str:
     """Return the name of the cluster of a service."""
     return f"service/{service}"
-
-
-def _cluster_of(service: str) -> str:
-    return INFERENCE_CLUSTER if service == "inference" else service_cluster(service)
 
 
 def _scope(key: str) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -123,20 +100,10 @@ def _scope(key: str) -> scoped_route_pb2.ScopedRouteConfiguration:
     )
 
 
-def _by_path(pattern: str, cluster: str) -> Route:
-    return Route(
-        name=cluster,
-        match=route_components_pb2.RouteMatch(safe_regex=regex_pb2.RegexMatcher(regex=pattern)),
-        metadata=KNOWN,
-        route=_to(cluster),
-    )
-
-
-def _operations(service: str) -> Route:
+def _to_service(service: str, cluster: str) -> Route:
     match = route_components_pb2.RouteMatch(
-        prefix=OPERATIONS, headers=[header_is("volary-service", service)]
+        prefix="/", headers=[header_is("volary-service", service)]
     )
-    cluster = service_cluster(service)
     return Route(name=cluster, match=match, metadata=KNOWN, route=_to(cluster))
 
 

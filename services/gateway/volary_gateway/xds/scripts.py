@@ -35,7 +35,7 @@ def version_field(method: Method) -> str:
 
 def _methods(methods: Iterable[Method]) -> str:
     rows = "\n".join(
-        f'["{m.path}"]={{kind="{m.kind}",field="{m.field}",version="{version_field(m)}",'
+        f'["{m.path}"]={{kind="{m.kind}",field="{m.field}",version="{version_field(m)}",service="{m.service}",'
         f"default={m.default_deadline_ms},max={m.max_deadline_ms}}},"
         for m in methods
     )

@@ -32,6 +32,7 @@ function envoy_on_request(handle)
   end
   if method.kind == "default" then
     headers:replace("volary-scope", "-")
+    headers:replace("volary-service", method.service)
     handle:clearRouteCache()
     return
   end

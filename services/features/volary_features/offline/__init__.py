@@ -1,0 +1,1 @@
+"""Whole tables at once: the point-in-time join, training sets and their statistics."""

@@ -1,0 +1,351 @@
+"""A real replica over the wire: V2, by entity, control, events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from inference import grpc_service_pb2 as v2
+from redis.asyncio import Redis
+from volary.events.v1 import event_pb2
+from volary.inference.v1 import control_service_pb2, prediction_service_pb2
+from volary.values.v1 import value_pb2
+from volary_kit import errors
+from volary_kit.testing import eventually
+from volary_kit.timestamps import from_us, to_us
+
+from . import graphs
+from .peers import WATERMARK_US, Keys, Peers
+from .replica import Replica, raw_output, raw_request, typed_request
+
+ROWS = [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.fixture(scope="module")
+async def module_peers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Peers]:
+    peers = Peers(Keys(tmp_path_factory.mktemp("keys")))
+    await peers.start()
+    yield peers
+    await peers.stop()
+
+
+@pytest.fixture(scope="module")
+async def serving(
+    module_peers: Peers, tmp_path_factory: pytest.TempPathFactory, redis_url: str
+) -> AsyncIterator[Replica]:
+    """One replica with versions 1 (production), 2 and 3 (by entity) of `m`, and two more models."""
+    peers = module_peers
+    golden = json.dumps(
+        {"inputs": {"features": [[0, 0, 0]]}, "outputs": {"probability": [[0.5]]}}
+    ).encode()
+    peers.gateway.want(
+        peers.registry.add(1, graphs.sigmoid_sum(), golden=golden, production=True),
+        peers.registry.add(
+            2, graphs.sigmoid_sum(bias=1.0), feature_set="set@3", schema_hash="hash-3"
+        ),
+        peers.registry.add(
+            3, graphs.sigmoid_sum(bias=3.0), feature_set="set@3", schema_hash="other"
+        ),
+        peers.registry.add(1, graphs.gather(), model="lookup", production=True),
+        peers.registry.add(1, graphs.square_root(), model="root", production=True),
+    )
+    replica = Replica(tmp_path_factory.mktemp("replica"), peers.keys, peers, redis_url)
+    replica.start("--failpoints")
+    await replica.ready()
+    yield replica
+    replica.close()
+
+
+async def test_raw_and_typed_calls_get_the_same_answer_with_its_provenance(
+    serving: Replica,
+) -> None:
+    stub = serving.v2()
+    call = stub.ModelInfer(raw_request(ROWS))
+    raw = await call
+    assert raw_output(raw) == pytest.approx([sigmoid(1), 0.5], abs=1e-6)
+    assert (raw.model_name, raw.model_version, raw.id) == ("m", "1", "call-1")
+    assert list(raw.outputs[0].shape) == [2, 1]
+    typed = await stub.ModelInfer(typed_request(ROWS))
+    assert list(typed.outputs[0].contents.fp32_contents) == raw_output(raw)
+    assert not typed.raw_output_contents
+    parameters = raw.parameters
+    assert parameters["volary_version"].int64_param == 1
+    assert parameters["volary_digest"].string_param.startswith("sha256:")
+    assert parameters["volary_tier"].string_param == "model"
+    assert parameters["volary_confidence"].double_param == pytest.approx(0.5)
+    assert parameters["volary_batch_size"].int64_param == 2
+    assert parameters["volary_prediction_id"].string_param.endswith(".1.1")
+    trailers = dict(await call.trailing_metadata())
+    assert (trailers["volary-version"], trailers["volary-tier"]) == ("1", "model")
+
+
+async def test_the_version_is_the_headers_else_the_messages_else_production(
+    serving: Replica,
+) -> None:
+    stub = serving.v2()
+    header = (("volary-version", "2"), ("volary-route", "m/r/s/7"))
+    assert (await stub.ModelInfer(raw_request(ROWS))).model_version == "1"
+    assert (await stub.ModelInfer(raw_request(ROWS, version="2"))).model_version == "2"
+    routed = await stub.ModelInfer(raw_request(ROWS, version="1"), metadata=header)
+    assert routed.model_version == "2"
+    assert routed.parameters["volary_route"].string_param == "m/r/s/7"
+    assert raw_output(routed) == pytest.approx([sigmoid(2), sigmoid(1)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "reason"),
+    [
+        (raw_request(ROWS, model="none"), errors.NotFound, "MODEL_NOT_FOUND"),
+        (raw_request(ROWS, version="9"), errors.NotFound, "VERSION_NOT_FOUND"),
+        (raw_request(ROWS, version="-1"), errors.NotFound, "VERSION_NOT_FOUND"),
+        (raw_request(ROWS, model=""), errors.InvalidArgument, "MODEL_NAME_EMPTY"),
+        (raw_request([[math.nan, 0, 0]]), errors.InvalidArgument, "NOT_A_NUMBER"),
+        (typed_request([[math.nan, 0, 0]]), errors.InvalidArgument, "NOT_A_NUMBER"),
+        (raw_request([[1.0, 2.0]]), errors.InvalidArgument, "SHAPE_MISMATCH"),
+    ],
+)
+async def test_bad_calls_are_refused_with_a_reason(
+    serving: Replica,
+    request_: v2.ModelInferRequest,
+    kind: type[errors.VolaryError],
+    reason: str,
+) -> None:
+    with pytest.raises(kind) as caught:
+        await serving.v2().ModelInfer(request_)
+    assert caught.value.reason == reason
+
+
+def malformed() -> list[tuple[str, v2.ModelInferRequest]]:
+    """Requests that contradict themselves, by the reason that refuses them."""
+    both = raw_request(ROWS)
+    both.inputs[0].contents.fp32_contents.append(1.0)
+    wrong_field = typed_request(ROWS)
+    wrong_field.inputs[0].contents.int_contents.append(1)
+    many_raw = raw_request(ROWS)
+    many_raw.raw_input_contents.append(b"")
+    half = typed_request(ROWS)
+    half.inputs[0].datatype = "FP16"
+    shared_memory = raw_request(ROWS)
+    shared_memory.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    parameter = raw_request(ROWS)
+    parameter.parameters["sequence_id"].int64_param = 1
+    output = raw_request(ROWS)
+    output.outputs.add(name="other")
+    huge = raw_request(ROWS)
+    huge.inputs[0].shape[:] = [1 << 40, 1 << 40]
+    return [
+        ("CONTENTS_TWICE", both),
+        ("CONTENTS_MISMATCH", wrong_field),
+        ("RAW_COUNT_MISMATCH", many_raw),
+        ("RAW_ONLY", half),
+        ("PARAMETER_UNKNOWN", shared_memory),
+        ("PARAMETER_UNKNOWN", parameter),
+        ("OUTPUT_UNKNOWN", output),
+        ("SHAPE_INVALID", huge),
+        ("INPUTS_INCOMPLETE", v2.ModelInferRequest(model_name="m")),
+    ]
+
+
+async def test_requests_that_contradict_themselves_are_invalid(serving: Replica) -> None:
+    stub = serving.v2()
+    for reason, request in malformed():
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await stub.ModelInfer(request)
+        assert caught.value.reason == reason
+    assert (await stub.ModelInfer(raw_request(ROWS))).model_version == "1"
+
+
+async def test_a_poisoned_row_harms_no_batch_mate(serving: Replica) -> None:
+    stub = serving.v2()
+
+    async def look_up(index: int) -> float:
+        request = v2.ModelInferRequest(model_name="lookup")
+        tensor = request.inputs.add(name="x", datatype="INT64", shape=[1])
+        tensor.contents.int64_contents.append(index)
+        return (await stub.ModelInfer(request)).outputs[0].contents.fp32_contents[0]
+
+    indices = [0, 1, 2, 99] * 16
+    answers = await asyncio.gather(*map(look_up, indices), return_exceptions=True)
+    for index, answer in zip(indices, answers, strict=True):
+        if index == 99:
+            assert isinstance(answer, errors.Internal)
+        else:
+            assert answer == 10.0 * (index + 1)
+
+
+async def test_a_version_that_answers_nan_fails_the_call(serving: Replica) -> None:
+    request = v2.ModelInferRequest(model_name="root")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(-1)
+    with pytest.raises(errors.Internal):
+        await serving.v2().ModelInfer(request)
+
+
+async def test_the_server_describes_itself_and_its_models(serving: Replica) -> None:
+    stub = serving.v2()
+    assert (await stub.ServerLive(v2.ServerLiveRequest())).live
+    assert (await stub.ServerReady(v2.ServerReadyRequest())).ready
+    assert (await stub.ServerMetadata(v2.ServerMetadataRequest())).name == "volary"
+    assert (await stub.ModelReady(v2.ModelReadyRequest(name="m"))).ready
+    assert not (await stub.ModelReady(v2.ModelReadyRequest(name="m", version="9"))).ready
+    metadata = await stub.ModelMetadata(v2.ModelMetadataRequest(name="m"))
+    assert list(metadata.versions) == ["1", "2", "3"]
+    assert list(metadata.inputs[0].shape) == [-1, 3]
+    config = (await stub.ModelConfig(v2.ModelConfigRequest(name="m"))).config
+    assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3])
+    assert config.input[0].data_type == v2.TYPE_FP32
+    await stub.ModelInfer(raw_request(ROWS))
+    found = await stub.ModelStatistics(v2.ModelStatisticsRequest(name="m", version="1"))
+    [statistics] = found.model_stats
+    assert statistics.inference_count >= 2
+    assert 1 <= statistics.execution_count <= statistics.inference_stats.success.count
+    assert statistics.batch_stats[-1].compute_infer.ns > 0
+    index = await stub.RepositoryIndex(v2.RepositoryIndexRequest())
+    names = [(row.name, row.version, row.state) for row in index.models]
+    assert ("m", "2", "READY") in names
+    with pytest.raises(errors.Unimplemented):
+        inside = serving.v2(serving.keys.service_token())
+        await inside.TraceSetting(v2.TraceSettingRequest())
+
+
+async def test_another_project_sees_nothing(serving: Replica) -> None:
+    foreign = serving.v2(serving.keys.api_key(project="other"))
+    with pytest.raises(errors.NotFound):
+        await foreign.ModelInfer(raw_request(ROWS))
+    assert not (await foreign.RepositoryIndex(v2.RepositoryIndexRequest())).models
+
+
+async def test_a_stream_answers_each_message_and_stays_with_its_model(serving: Replica) -> None:
+    requests = [raw_request(ROWS), raw_request([[1.0]]), raw_request(ROWS, model="lookup")]
+    replies = [reply async for reply in serving.v2().ModelStreamInfer(iter(requests))]
+    assert raw_output(replies[0].infer_response) == pytest.approx([sigmoid(1), 0.5], abs=1e-6)
+    assert replies[1].error_message.startswith("SHAPE_MISMATCH")
+    assert replies[2].error_message.startswith("MODEL_CHANGED")
+
+
+def ask(version: int = 2, **more: object) -> prediction_service_pb2.PredictRequest:
+    return prediction_service_pb2.PredictRequest(
+        model="m",
+        version=version,
+        entity_keys={"carrier": "AA"},
+        request_fields={"distance": value_pb2.Value(number_value=2.0)},
+        event_time=from_us(1_700_000_000_000_001),
+        subject="flight-1",
+        **more,  # pyright: ignore[reportArgumentType]
+    )
+
+
+async def test_a_prediction_by_entity_fetches_its_features(
+    serving: Replica, module_peers: Peers
+) -> None:
+    reply = await serving.predictions().Predict(ask(min_watermark=from_us(WATERMARK_US)))
+    expected = sigmoid(0.25 - 1.5 + 2.0 + 1.0)
+    assert reply.score == pytest.approx(expected, abs=1e-6)
+    assert list(reply.outputs["probability"].shape) == [1, 1]
+    provenance = reply.provenance
+    assert (provenance.version, provenance.tier) == (2, "model")
+    assert provenance.backend == "onnxruntime-cpu"
+    assert (provenance.feature_set, provenance.schema_hash) == ("set@3", "hash-3")
+    assert provenance.confidence == pytest.approx(max(expected, 1 - expected), abs=1e-6)
+    assert to_us(reply.feature_watermark) == WATERMARK_US
+    assert list(reply.defaulted_features) == ["view.f2"]
+    asked = module_peers.features.requests[-1]
+    assert (asked.feature_set, asked.version) == ("projects/default/featureSets/set", 3)
+    assert list(asked.entities["carrier"].keys) == ["AA"]
+    assert asked.request_fields["distance"].values[0].number_value == 2.0
+    assert to_us(asked.event_times[0]) == 1_700_000_000_000_001
+    assert to_us(asked.min_watermark) == WATERMARK_US
+
+
+async def test_another_schema_than_the_trained_one_is_refused(serving: Replica) -> None:
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        await serving.predictions().Predict(ask(version=3))
+    assert caught.value.reason == "SCHEMA_MISMATCH"
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        await serving.predictions().Predict(ask(version=0))
+    assert caught.value.reason == "FEATURE_SET_MISSING"
+    with pytest.raises(errors.Unimplemented):
+        await serving.predictions().Explain(
+            prediction_service_pb2.ExplainRequest(model="m", prediction=ask())
+        )
+
+
+async def test_every_reply_becomes_one_event(serving: Replica, redis: Redis) -> None:
+    headers = (
+        ("x-request-id", "key-7"),
+        ("volary-route", "m/r/s/7"),
+        ("volary-shadow", "true"),
+        ("x-envoy-attempt-count", "2"),
+    )
+    await serving.predictions().Predict(ask(), metadata=headers)
+    await serving.v2().ModelInfer(raw_request(ROWS[:1]))
+
+    async def entries() -> list[event_pb2.Event]:
+        found = await redis.xrange("volary:predictions")
+        events = [event_pb2.Event.FromString(fields[b"e"]) for _, fields in found]
+        return events if len(events) == 2 else []
+
+    by_entity, by_tensor = await eventually(entries, what="two events")
+    assert by_entity.id == "key-7.2.2"
+    assert by_entity.project == "default"
+    assert to_us(by_entity.event_time) == 1_700_000_000_000_001
+    seen = by_entity.prediction
+    assert (seen.prediction_id, seen.request_key) == ("key-7.2.2", "key-7")
+    assert (seen.model, seen.version, seen.tier, seen.code) == ("m", 2, "model", 0)
+    assert (seen.route, seen.shadow, seen.subject) == ("m/r/s/7", True, "flight-1")
+    assert dict(seen.entity_keys) == {"carrier": "AA"}
+    assert list(seen.features) == [0.25, -1.5, 2.0]
+    assert list(seen.outputs) == pytest.approx([sigmoid(1.75)], abs=1e-6)
+    assert seen.schema_hash == "hash-3"
+    assert to_us(seen.feature_watermark) == WATERMARK_US
+    assert list(by_tensor.prediction.features) == ROWS[0]
+    listed = await serving.control().ListVersions(control_service_pb2.ListVersionsRequest())
+    assert listed.dropped_events == 0
+
+
+def failpoint(**more: object) -> control_service_pb2.ArmFailpointRequest:
+    failpoint = control_service_pb2.Failpoint(
+        id="f",
+        project="default",
+        model="m",
+        version=2,
+        **more,  # pyright: ignore[reportArgumentType]
+    )
+    return control_service_pb2.ArmFailpointRequest(failpoint=failpoint)
+
+
+async def test_a_failpoint_breaks_its_version_and_no_other(serving: Replica) -> None:
+    control, stub = serving.control(), serving.v2()
+    await control.ArmFailpoint(failpoint(fail_share=1.0, fail_code=14))
+    with pytest.raises(errors.Unavailable) as caught:
+        await stub.ModelInfer(raw_request(ROWS, version="2"))
+    assert caught.value.reason == "FAILPOINT"
+    await stub.ModelInfer(raw_request(ROWS))
+    await control.ArmFailpoint(failpoint(slow_share=1.0, delay=Duration(seconds=30)))
+    with pytest.raises(errors.DeadlineExceeded):
+        await stub.ModelInfer(raw_request(ROWS, version="2"), timeout=0.2)
+    disarmed = await control.DisarmFailpoint(control_service_pb2.DisarmFailpointRequest())
+    assert disarmed.disarmed == 1
+    await stub.ModelInfer(raw_request(ROWS, version="2"))
+
+
+async def test_the_control_port_takes_service_tokens_only(serving: Replica) -> None:
+    request = control_service_pb2.ListVersionsRequest()
+    with pytest.raises(errors.PermissionDenied):
+        await serving.control(serving.keys.api_key("operator", "admin")).ListVersions(request)
+    listed = await serving.control().ListVersions(request)
+    assert [(row.model, row.version) for row in listed.versions] == [
+        ("lookup", 1),
+        ("m", 1),
+        ("m", 2),
+        ("m", 3),
+        ("root", 1),
+    ]
+    assert listed.engine == "python"
