@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from volary_cli.commands import development, mesh, traces
+from volary_cli.commands import (
+    development,
+    mesh,
+    models,
+    projects,
+    retrain,
+    rollout,
+    traces,
+)
 from volary_cli.commands.exits import CommandError
 from volary_cli.commands.output import errors
 
@@ -30,6 +38,10 @@ app = typer.Typer(
 for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
     app.command(rich_help_panel="The mesh")(command)
 app.command(rich_help_panel="The mesh")(traces.trace)
+for command in (projects.apply, models.production, models.predict, models.alerts):
+    app.command(rich_help_panel="Models")(command)
+app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")
+app.add_typer(retrain.app, name="retrain", rich_help_panel="Models")
 app.command(rich_help_panel="Development", context_settings=development.PASS_ON)(development.test)
 
 

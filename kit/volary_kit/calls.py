@@ -37,7 +37,8 @@ class Call:
     """One RPC in progress; the rules fill it before the handler sees it.
 
     `deadline_s` is on `clock.monotonic_s()`, infinite for an unbounded stream;
-    `client_deadline_s` is what the caller set, None when it set none.
+    `client_deadline_s` is what the caller set, None when it set none. `entered` counts the
+    rules that saw it, `refusal` is why a message of its request stream was not taken.
     """
 
     method: str
@@ -51,8 +52,8 @@ class Call:
     trace_id: str = ""
     clock: Clock = field(default_factory=SystemClock)
     span: Any = None
-    request_bytes: int = 0
     entered: int = 0
+    refusal: Exception | None = None
 
     @property
     def project(self) -> str:

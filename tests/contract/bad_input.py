@@ -47,7 +47,7 @@ def bad_requests(request_type: type[Message]) -> Iterator[BadRequest]:
     nan = _with_nan(request_type)
     if nan is not None:
         yield BadRequest("NaN", nan.SerializeToString(), is_invalid=True)
-    yield BadRequest("plausible", _plausible(request_type).SerializeToString(), is_invalid=False)
+    yield BadRequest("plausible", plausible(request_type).SerializeToString(), is_invalid=False)
 
 
 def _wrong_wire_types(descriptor: Descriptor) -> bytes:
@@ -85,7 +85,7 @@ def _numbers(request_type: type[Message], descriptor: Descriptor) -> Iterator[Ba
     if not fields:
         return
     for end, kind in enumerate(("smallest numbers", "largest numbers")):
-        request = _plausible(request_type)
+        request = plausible(request_type)
         for field in fields:
             setattr(request, field.name, LIMITS[field.cpp_type][end])
         yield BadRequest(kind, request.SerializeToString(), is_invalid=False)
@@ -102,13 +102,13 @@ def _times(request_type: type[Message], descriptor: Descriptor) -> Iterator[BadR
     if not fields:
         return
     for kind, seconds in (("year 0", BEFORE_YEAR_1), ("year 10000", AFTER_YEAR_9999)):
-        request = _plausible(request_type)
+        request = plausible(request_type)
         for field in fields:
             getattr(request, field.name).seconds = seconds
         yield BadRequest(kind, request.SerializeToString(), is_invalid=False)
 
 
-def _plausible(request_type: type[Message]) -> Message:
+def plausible(request_type: type[Message]) -> Message:
     """Return a request whose strings look like somebody meant them."""
     request = request_type()
     descriptor: Any = request_type.DESCRIPTOR
@@ -127,7 +127,7 @@ def _set_strings(request: Message, fields: list[FieldDescriptor], text: str) -> 
 
 
 def _with_nan(request_type: type[Message]) -> Message | None:
-    request = _plausible(request_type)
+    request = plausible(request_type)
     return request if _put_nan(request, depth=6) else None
 
 

@@ -33,9 +33,10 @@ from volary_kit.policies import policies
 
 from tests.contract.bad_input import bad_requests
 from tests.contract.conftest import Listener
-from tests.contract.process import Running
+from tests.contract.process import Keys, Running
 from tests.contract.reflected import Rpc, call, services
 from tests.contract.services import Contracted
+from tests.contract.status import DOCUMENT, unimplemented
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = "grpc.reflection.v1.ServerReflection"
@@ -260,3 +261,14 @@ def test_messages_are_walked(listeners: Listeners) -> None:
     for _, rpc in each_rpc(listeners):
         assert issubclass(rpc.request_type, Message)
         assert len(list(bad_requests(rpc.request_type))) >= 6, rpc.name
+
+
+def test_status_says_what_is_not_built(running: Running, keys: Keys, listeners: Listeners) -> None:
+    """Hold the committed list against the process: renew it with tests.contract.status."""
+    assert listeners
+    text = DOCUMENT.read_text()
+    listed = {line[3:-1] for line in text.splitlines() if line.startswith("- `/")}
+    for name, is_unbuilt in unimplemented(running, keys).items():
+        assert (name in listed) == is_unbuilt, (
+            f"{name}: run python -m tests.contract.status --write"
+        )

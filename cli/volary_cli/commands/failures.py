@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from volary_kit.errors import VolaryError
+from volary_workflows.rollout.specification import SpecificationError
 
 from volary_cli.commands.exits import CommandError, Exit
 from volary_cli.launcher.errors import LaunchError
@@ -16,6 +17,8 @@ def explained(error: Exception) -> CommandError | None:
         return CommandError(str(error))
     if isinstance(error, VolaryError):
         return CommandError(f"{error.reason}: {error.message}", Exit.REFUSED)
+    if isinstance(error, SpecificationError):
+        return CommandError(f"rollout: {error}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CommandError(f"the disk is full: {error.filename or error}")
     return None

@@ -117,7 +117,8 @@ class Story:
     async def _alert_or_schedule(self) -> Alert | None:
         """Return the alert that asks for a retrain, None when event time runs past the limit."""
         alerts = asyncio.ensure_future(self._alert())
-        overdue = asyncio.ensure_future(self._overdue())
+        patience = timedelta(microseconds=self.spec.retrain.alert_within)
+        overdue = asyncio.ensure_future(self.replay.reached(self.part.train_until + patience))
         await asyncio.wait({alerts, overdue}, return_when=asyncio.FIRST_COMPLETED)
         overdue.cancel()
         if alerts.done():
@@ -132,17 +133,12 @@ class Story:
                 return alert
         raise StoryError("the monitor ended its stream of alerts")
 
-    async def _overdue(self) -> None:
-        limit = self.part.train_until + timedelta(microseconds=self.spec.retrain.alert_within)
-        while (self.replay.tally.until or self.part.train_until) < limit:
-            await asyncio.sleep(LOOK_EVERY_S)
-
     async def _started_by(self, alert: Alert) -> Handle:
         cause = alert.name.rpartition("/")[2]
         workflow_id = retrain_workflow_id(self.client.project, self.spec.training, cause)
         handle = self.temporal.get_workflow_handle(workflow_id, result_type=RetrainStatus)
         async with asyncio.timeout(30):
-            while not await self._exists(handle):
+            while not await self._exists(handle):  # noqa: ASYNC110 - Temporal tells nobody
                 await asyncio.sleep(LOOK_EVERY_S)
         return handle
 
@@ -186,7 +182,8 @@ class Story:
         ended = await self._followed(handle)
         if ended.outcome != Outcome.PROMOTED:
             raise StoryError(
-                f"version {ended.version} should have been promoted; {ended.outcome}: {ended.reason}"
+                f"version {ended.version} should have been promoted;"
+                f" {ended.outcome}: {ended.reason}"
             )
         gate = f" (gate: {'; '.join(ended.gate.reasons)})" if ended.gate else ""
         self.stage.say(f"[green]promoted[/] version {ended.version}{gate}")

@@ -83,7 +83,7 @@ class Replay:
     faulty: set[int] = field(default_factory=set)
     tally: Tally = field(default_factory=Tally)
     _stopped: bool = False
-    _begun: asyncio.Event = field(default_factory=asyncio.Event)
+    _ticked: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def stop(self) -> None:
         """End after the present tick."""
@@ -114,6 +114,15 @@ class Replay:
                     await asyncio.sleep(due_s - loop.time())
                     calls.create_task(self._ask(ask, limit))
                 self.tally.until = tick.until
+                async with self._ticked:
+                    self._ticked.notify_all()
+
+    async def reached(self, instant: datetime) -> None:
+        """Return once the world has been played up to an instant."""
+        async with self._ticked:
+            await self._ticked.wait_for(
+                lambda: self.tally.until is not None and self.tally.until >= instant
+            )
 
     async def _push(self, tick: Tick) -> None:
         for source in self.sources:

@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 from volary_kit.adapters.calling import begin, to_bytes
 from volary_kit.calls import Call, enter
 from volary_kit.clock import Clock
-from volary_kit.errors import Unavailable
+from volary_kit.errors import Unavailable, VolaryError
 from volary_kit.registration import Method
 from volary_kit.rules import Outcome, Rules
 from volary_kit.rules.deadline import expired
@@ -127,7 +127,12 @@ class AioAdapter:
         self, method: Method, call: Call, chunks: AsyncIterator[bytes]
     ) -> AsyncIterator[Message]:
         async for data in chunks:
-            yield self._parsed(method, call, data)
+            try:
+                request = self._parsed(method, call, data)
+            except VolaryError as refusal:
+                call.refusal = refusal
+                raise
+            yield request
 
     def _parsed(self, method: Method, call: Call, data: bytes) -> Message:
         check_size(call, data)
@@ -143,6 +148,8 @@ class AioAdapter:
             method.require_implemented()
             async with self._limited(call):
                 reply = await body(call)
+            if call.refusal is not None:  # a handler that reads in a task of its own may lose it
+                raise call.refusal
         except grpc.aio.AbortError:
             self._rules.after(call, _aborted(call, context))
             raise

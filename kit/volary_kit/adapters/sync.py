@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from volary_kit.adapters.calling import begin, to_bytes
 from volary_kit.calls import Call, enter
 from volary_kit.clock import Clock
-from volary_kit.errors import Cancelled, ResourceExhausted
+from volary_kit.errors import Cancelled, ResourceExhausted, VolaryError
 from volary_kit.registration import ContractError, Method
 from volary_kit.rules import Rules
 from volary_kit.rules.errors import outcome_of
@@ -151,6 +151,8 @@ class SyncAdapter:
             method.require_implemented()
             for reply in replies(call):
                 yield to_bytes(reply)
+            if call.refusal is not None:  # a handler that reads on a thread of its own may lose it
+                raise call.refusal
         except GeneratorExit:  # the caller went away: gRPC stops iterating
             cancelled = Cancelled("CANCELLED", "the caller went away")
             self._rules.after(call, outcome_of(call, cancelled))
@@ -171,7 +173,12 @@ class SyncAdapter:
 
     def _requests(self, method: Method, call: Call, chunks: Iterator[bytes]) -> Iterator[Message]:
         for data in chunks:
-            yield self._parsed(method, call, data)
+            try:
+                request = self._parsed(method, call, data)
+            except VolaryError as refusal:
+                call.refusal = refusal
+                raise
+            yield request
 
     def _parsed(self, method: Method, call: Call, data: bytes) -> Message:
         check_size(call, data)

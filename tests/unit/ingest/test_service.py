@@ -54,7 +54,8 @@ class Process:
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self._process is not None
-        self._process.send_signal(number)
+        if self._process.returncode is None:
+            self._process.send_signal(number)
         return await self._process.wait()
 
     async def apply(self, name: str) -> Any:
@@ -73,11 +74,12 @@ class Process:
 
 @asynccontextmanager
 async def running(process: Process) -> AsyncIterator[Process]:
-    await process.start()
     try:
+        await process.start()
         yield process
     finally:
         await process.end(signal.SIGKILL)
+        await process.client.close()
 
 
 @pytest.fixture

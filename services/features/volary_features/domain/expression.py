@@ -32,7 +32,8 @@ MONDAY_OFFSET_DAYS = 3  # 1970-01-01 was a Thursday
 
 def _each(function: Callable[[float], float]) -> Callable[[Numbers], Numbers]:
     """Apply a function of libm to every number: numpy's own vector versions round differently
-    for one number and for many."""
+    for one number and for many.
+    """
 
     def apply(values: Numbers) -> Numbers:
         unique, places = np.unique(values, return_inverse=True)

@@ -106,4 +106,7 @@ def nesting_fault(windows: Sequence[Window]) -> str | None:
     for finer, coarser in zip(hops, hops[1:], strict=False):
         if coarser % finer:
             return f"hop {coarser} us is no multiple of hop {finer} us"
-    return next((f"hop {w.hop_us} us is longer than its window" for w in windows if w.hop_us > w.length_us), None)
+    return next(
+        (f"hop {w.hop_us} us is longer than its window" for w in windows if w.hop_us > w.length_us),
+        None,
+    )

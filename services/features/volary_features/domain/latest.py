@@ -36,7 +36,12 @@ class LatestLayout:
     def dtype(self) -> np.dtype[np.void]:
         """The packed form of one record."""
         return np.dtype(
-            [("event", "<i8"), ("at", "<i8"), ("id", "<u8"), ("values", "<f8", (len(self.columns),))]
+            [
+                ("event", "<i8"),
+                ("at", "<i8"),
+                ("id", "<u8"),
+                ("values", "<f8", (len(self.columns),)),
+            ]
         )
 
     def records(

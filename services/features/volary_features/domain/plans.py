@@ -46,7 +46,9 @@ class RollingPlan:
     def values(self, totals: Sequence[Totals]) -> Numbers:
         """Return rows x features, NaN for missing, from the totals of each window in order."""
         columns = [
-            self._column(feature, each) for feature in range(len(self.spec.features)) for each in totals
+            self._column(feature, each)
+            for feature in range(len(self.spec.features))
+            for each in totals
         ]
         return np.column_stack(columns)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from volary_kit.errors import InvalidArgument
 
 from volary_features.domain.feature_set import (
     FeatureSet,
@@ -18,7 +19,6 @@ from volary_features.domain.feature_set import (
 from volary_features.domain.plans import LatestPlan, RequestPlan, RollingPlan, ViewPlan, plan_of
 from volary_features.domain.quanta import Numbers
 from volary_features.domain.view import FeatureView
-from volary_kit.errors import InvalidArgument
 
 Mask = npt.NDArray[np.bool_]
 

@@ -119,9 +119,7 @@ class RollingSpec(_Sourced):
     def feature_names(self) -> list[str]:
         """Return `{feature}_{window}` of every feature and window, in order."""
         return [
-            f"{feature.name}_{window.name}"
-            for feature in self.features
-            for window in self.windows
+            f"{feature.name}_{window.name}" for feature in self.features for window in self.windows
         ]
 
     def columns(self) -> list[str]:
@@ -171,7 +169,9 @@ class RequestSpec(Strict):
         for feature in self.features:
             unknown = Expression(feature.expression).fields - set(self.fields)
             if unknown:
-                raise ValueError(f"{feature.name} reads {', '.join(sorted(unknown))}: not in fields")
+                raise ValueError(
+                    f"{feature.name} reads {', '.join(sorted(unknown))}: not in fields"
+                )
         return self
 
     def feature_names(self) -> list[str]:

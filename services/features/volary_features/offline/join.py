@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from volary_features.domain.cells import LARGEST, SMALLEST, CellLayout, Totals, ids_of
-from volary_features.domain.instants import LAST_US, Instants, Window
+from volary_features.domain.instants import LAST_US, Instants
 from volary_features.domain.latest import NOWHERE
 from volary_features.domain.plans import LatestPlan, RollingPlan
 from volary_features.domain.quanta import MISSING, Numbers, Quanta, quantised
@@ -91,8 +91,7 @@ class _Sums:
                 for each in extremes
             ),
             largest=tuple(  # `MISSING` is smaller than every quantum
-                _extreme(np.maximum, each, first, end, SMALLEST)
-                for each in extremes
+                _extreme(np.maximum, each, first, end, SMALLEST) for each in extremes
             ),
         )
 
@@ -149,4 +148,3 @@ def view_values(
     """Return rows x features of a view over a source."""
     join = rolling_values if isinstance(plan, RollingPlan) else latest_values
     return join(plan, records, keys, asked_us)  # pyright: ignore[reportArgumentType] - by kind
-

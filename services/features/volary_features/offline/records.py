@@ -48,7 +48,8 @@ def key_column(table: pl.DataFrame, name: str) -> pl.Series:
     if column.dtype == pl.String or column.dtype.is_integer() or column.dtype == pl.Null:
         return column.cast(pl.String)
     raise FailedPrecondition(
-        "COLUMN_IS_NO_KEY", f"column {name} is {column.dtype}: keys are text or integers",
+        "COLUMN_IS_NO_KEY",
+        f"column {name} is {column.dtype}: keys are text or integers",
         {"column": name},
     )
 
@@ -58,7 +59,8 @@ def number_column(table: pl.DataFrame, name: str) -> Numbers:
     column = _column(table, name)
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
         raise FailedPrecondition(
-            "COLUMN_IS_NO_NUMBER", f"column {name} is {column.dtype}: features are numbers",
+            "COLUMN_IS_NO_NUMBER",
+            f"column {name} is {column.dtype}: features are numbers",
             {"column": name},
         )
     found = column.cast(pl.Float64).fill_null(np.nan).to_numpy().copy()
@@ -71,7 +73,8 @@ def instants(table: pl.DataFrame, name: str) -> Instants:
     column = _column(table, name)
     if not isinstance(column.dtype, pl.Datetime):
         raise FailedPrecondition(
-            "COLUMN_IS_NO_INSTANT", f"column {name} is {column.dtype}: an instant is wanted",
+            "COLUMN_IS_NO_INSTANT",
+            f"column {name} is {column.dtype}: an instant is wanted",
             {"column": name},
         )
     if column.null_count():

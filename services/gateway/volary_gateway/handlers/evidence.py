@@ -29,19 +29,25 @@ class EvidenceHandler(evidence_service_pb2_grpc.EvidenceServiceServicer):
         traffic = self._controller.served(model).traffic
         rollout = request.rollout.rpartition("/")[2]
         variants, gaps = await self._recorder.read(model, rollout, request.from_generation)
-        is_whole = all(not gap.is_open and not gap.lost for gap in gaps)
+        doubtful = {gap.generation for gap in gaps if gap.is_open or gap.lost}
+        is_counted = self._recorder.is_reconciled
         return evidence_pb2.Evidence(
             model=str(model),
             rollout=rollout,
-            variants=[_counters(stored) for stored in variants],
-            complete=is_whole and self._recorder.is_reconciled,
+            variants=[
+                _counters(
+                    stored, is_complete=is_counted and stored.variant.generation not in doubtful
+                )
+                for stored in variants
+            ],
+            complete=is_counted and not doubtful,
             missing_records=sum(gap.lost for gap in gaps),
             read_time=from_us(self._clock.now_us()),
             generation=traffic.generation,
         )
 
 
-def _counters(stored: StoredVariant) -> evidence_pb2.VariantCounters:
+def _counters(stored: StoredVariant, *, is_complete: bool) -> evidence_pb2.VariantCounters:
     variant = stored.variant
     return evidence_pb2.VariantCounters(
         model=variant.model,
@@ -60,4 +66,5 @@ def _counters(stored: StoredVariant) -> evidence_pb2.VariantCounters:
         users=evidence_pb2.UserCounts(users=stored.users, users_with_error=stored.users_with_error),
         first_time=from_us(stored.first_us),
         last_time=from_us(stored.last_us),
+        complete=is_complete,
     )

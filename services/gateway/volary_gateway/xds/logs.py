@@ -25,7 +25,7 @@ REQUEST_HEADERS = (
 )
 RESPONSE_HEADERS = ("grpc-status", "volary-version", "volary-tier")
 FLUSH_S = 0.1
-# holds some 2,000 records, so that a restart of gateway loses none at a few hundred a second
+# some 2,000 records; what is logged while no gateway listens is lost, and found to be
 BUFFER_BYTES = 1 << 20
 # no host, no cluster, full breaker, no route: a call that ended before an attempt began
 NO_ATTEMPT = ("UH", "NC", "UO")

@@ -1,0 +1,227 @@
+"""`volary rollout ...`: put a version into traffic step by step, and look after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from volary_cli.commands.exits import CommandError, Exit
+from volary_cli.commands.mesh import DataDir
+from volary_cli.commands.output import AsJson, console, print_json
+from volary_cli.commands.session import Session
+
+if TYPE_CHECKING:
+    from volary_workflows.rollout.messages import RolloutSpec, RolloutStatus
+
+app = typer.Typer(no_args_is_help=True, help="Put a version into traffic step by step.")
+Model = Annotated[str, typer.Argument(help="Model id.")]
+Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
+POLL_S = 0.5
+ENDED = {"PROMOTED", "ROLLED_BACK", "ABORTED", "FAILED", "SUPERSEDED"}
+
+
+@app.command()
+def start(
+    model: Model,
+    candidate: Annotated[int, typer.Option("--candidate", "-c", help="Version to roll out.")],
+    project: Annotated[
+        Path, typer.Option("--project", "-p", help="Folder whose Training declares the rollout.")
+    ],
+    supersede: Annotated[
+        bool, typer.Option("--supersede", help="End a rollout that is running first.")
+    ] = False,
+    comment: Comment = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a rollout as the model's training declares it.
+
+    Example: `volary rollout start flights-delay -c 2 -p examples/flights`.
+    """
+    session = Session(data_dir)
+    spec = _declared(session, project, model, candidate, comment)
+
+    async def started() -> RolloutStatus:
+        from volary_workflows.starting import start_rollout
+
+        handle = await start_rollout(await session.temporal(), spec, supersede=supersede)
+        return await _query(handle)
+
+    _print(asyncio.run(started()), as_json=as_json)
+
+
+def _declared(
+    session: Session, folder: Path, model: str, candidate: int, comment: str
+) -> RolloutSpec:
+    from volary_workflows.rollout.specification import read_specification
+
+    from volary_cli.projects import read_project
+
+    declared = [
+        each.spec["rollout"]
+        for each in read_project(folder)
+        if each.kind == "Training" and each.spec.get("model") == model and "rollout" in each.spec
+    ]
+    if len(declared) != 1:
+        raise CommandError(f"{folder} declares {len(declared)} rollouts of {model}, not one")
+    return read_specification(
+        declared[0],
+        project=session.project,
+        model=model,
+        candidate=candidate,
+        reason=comment,
+        requested_by=_principal(session),
+    )
+
+
+@app.command()
+def status(model: Model, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show where a model's rollout is, the running one or the last."""
+    _print(asyncio.run(_status(Session(data_dir), model)), as_json=as_json)
+
+
+@app.command()
+def watch(model: Model, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Follow a rollout to its end; exit status 5 unless the version was promoted."""
+    found = asyncio.run(_watched(Session(data_dir), model, is_quiet=as_json))
+    if as_json:
+        print_json(asdict(found))
+    if found.state != "PROMOTED":
+        raise typer.Exit(Exit.REFUSED)
+
+
+@app.command()
+def approve(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Approve a rollout that waits for a person."""
+    _update("approve", model, comment, data_dir)
+
+
+@app.command()
+def reject(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Reject a rollout that waits for a person; it ends."""
+    _update("reject", model, comment, data_dir)
+
+
+@app.command()
+def pause(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Hold a rollout where it is; the guards go on watching."""
+    _update("pause", model, comment, data_dir)
+
+
+@app.command()
+def resume(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Let a paused rollout go on."""
+    _update("resume", model, comment, data_dir)
+
+
+@app.command("skip-step")
+def skip_step(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Go on to the next step without waiting for evidence."""
+    _update("skip_step", model, comment, data_dir)
+
+
+@app.command()
+def abort(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+    """Turn a rollout back to what served before."""
+    _update("abort", model, comment, data_dir)
+
+
+def _update(name: str, model: str, comment: str, data_dir: Path | None) -> None:
+    session = Session(data_dir)
+
+    async def updated(handle: Any) -> RolloutStatus:
+        from volary_workflows.rollout.messages import Command, RolloutStatus
+
+        command = Command(_principal(session), comment)
+        return await handle.execute_update(name, command, result_type=RolloutStatus)
+
+    _print(asyncio.run(_with_handle(session, model, updated)), as_json=False)
+
+
+async def _status(session: Session, model: str) -> RolloutStatus:
+    return await _with_handle(session, model, _query)
+
+
+async def _watched(session: Session, model: str, *, is_quiet: bool) -> RolloutStatus:
+    async def watched(handle: Any) -> RolloutStatus:
+        with Live(console=console, auto_refresh=False, transient=is_quiet) as live:
+            while True:
+                found = await _query(handle)
+                if not is_quiet:
+                    live.update(_table(found), refresh=True)
+                if found.state in ENDED:
+                    return found
+                await asyncio.sleep(POLL_S)
+
+    return await _with_handle(session, model, watched)
+
+
+async def _with_handle(
+    session: Session, model: str, act: Callable[[Any], Awaitable[RolloutStatus]]
+) -> RolloutStatus:
+    from temporalio.client import WorkflowUpdateFailedError
+    from temporalio.service import RPCError, RPCStatusCode
+    from volary_workflows.starting import rollout_handle
+
+    handle = rollout_handle(await session.temporal(), session.project, model)
+    try:
+        return await act(handle)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise CommandError(f"there is no running rollout of {model}", Exit.REFUSED) from error
+        raise CommandError(f"Temporal: {error.message}") from error
+    except WorkflowUpdateFailedError as error:
+        raise CommandError(str(error.cause), Exit.REFUSED) from error
+
+
+async def _query(handle: Any) -> RolloutStatus:
+    from volary_workflows.rollout.messages import RolloutStatus
+
+    return await handle.query("status", result_type=RolloutStatus)
+
+
+def _principal(session: Session) -> str:
+    """Return whose API key this is, by the key's own word: a name for the record."""
+    import jwt
+
+    try:
+        claims = jwt.decode(session.api_key or "", options={"verify_signature": False})
+    except jwt.PyJWTError:
+        return ""
+    return str(claims.get("sub", ""))
+
+
+def _print(found: RolloutStatus, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(found))
+    else:
+        console.print(_table(found))
+
+
+def _table(found: RolloutStatus) -> Table:
+    shown = Table(box=None, pad_edge=False, show_header=False)
+    shown.add_column(style="dim")
+    shown.add_column()
+    paused = f"  [yellow]paused: {found.paused}[/]" if found.paused else ""
+    look = found.look
+    rows = (
+        ("rollout", f"{found.model} {found.baseline or 'nothing'} -> {found.candidate}"),
+        ("state", f"[bold]{found.state}[/]{paused}  {found.reason}"),
+        ("step", f"{found.step}  {found.weight / 100:g} %  generation {found.generation}"),
+        ("judge", f"{look.verdict} {', '.join(look.reason_codes)}  {look.calls} calls"),
+        ("because", "; ".join(look.reasons)),
+    )
+    for label, text in rows:
+        shown.add_row(label, text)
+    for each in found.history:
+        at = datetime.fromtimestamp(each.at_s, UTC).strftime("%H:%M:%S")
+        shown.add_row(at, f"{each.state}  {each.reason}")
+    return shown

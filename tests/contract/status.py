@@ -1,0 +1,156 @@
+"""What of the contract is not built: `docs/status.md`, made from running services.
+
+python -m tests.contract.status            print it
+python -m tests.contract.status --write    write docs/status.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+from volary_cli.launcher.engines import (
+    PostgresEngine,
+    RedisEngine,
+    TemporalEngine,
+    free_port,
+    running,
+)
+from volary_kit.errors import Unimplemented
+from volary_kit.policies import policies
+
+from tests.contract.bad_input import plausible
+from tests.contract.process import Engines, Keys, Running, start
+from tests.contract.reflected import Rpc, call, rpcs
+from tests.contract.services import SERVICES, Contracted
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "status.md"
+PATIENCE_S = 5.0
+STREAM_S = 0.3
+PASSWORD = "status"
+# RPCs of the contract that no service of ours answers, and who does
+ELSEWHERE = {
+    "/opentelemetry.proto.collector.trace.v1.TraceService/Export": "the trace receiver",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "nobody: v1 is served",
+}
+
+
+def unimplemented(service: Running, keys: Keys) -> dict[str, bool]:
+    """Return every RPC of a running service, and whether it answers UNIMPLEMENTED."""
+    found: dict[str, bool] = {}
+    for address in service.addresses:
+        for rpc in rpcs(service.channel(address, keys.service_token())):
+            found[rpc.name] = found.get(rpc.name, True) and _is_unbuilt(service, address, keys, rpc)
+    return found
+
+
+def _is_unbuilt(service: Running, address: str, keys: Keys, rpc: Rpc) -> bool:
+    channel = service.channel(address, keys.credential(rpc.policy.allow))
+    patience_s = STREAM_S if rpc.policy.unbounded else PATIENCE_S
+    # empty for what the generated base answers, plausible for a handler that says so itself
+    requests = (b"", plausible(rpc.request_type).SerializeToString())
+    return any(isinstance(call(channel, rpc, r, patience_s), Unimplemented) for r in requests)
+
+
+def document(found: Mapping[str, Mapping[str, bool]]) -> str:
+    """Return the text of `docs/status.md` for the RPCs of each service."""
+    served = {name for by_service in found.values() for name in by_service}
+    missing = sorted(set(policies()) - served - set(ELSEWHERE))
+    lines = [
+        "# What is not built yet",
+        "",
+        "Written by `python -m tests.contract.status --write`, which starts every service, walks its",
+        "descriptors and calls every RPC with a credential. A test fails when this file and the running",
+        "services differ.",
+        "",
+        "| service | RPCs | answer UNIMPLEMENTED |",
+        "|---|---|---|",
+        *(f"| {name} | {len(rows)} | {sum(rows.values())} |" for name, rows in found.items()),
+        "",
+        "## UNIMPLEMENTED",
+        "",
+        *_listed(found),
+        "",
+        "## In the contract and served by no service",
+        "",
+        *(_bullets(missing) or ["None."]),
+        "",
+        "## In the contract and served elsewhere",
+        "",
+        *(f"- `{name}`: {who}" for name, who in sorted(ELSEWHERE.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(found: Mapping[str, Mapping[str, bool]]) -> list[str]:
+    lines: list[str] = []
+    for service, rows in found.items():
+        unbuilt = sorted(name for name, is_unbuilt in rows.items() if is_unbuilt)
+        if unbuilt:
+            lines += [f"### {service}", "", *_bullets(unbuilt), ""]
+    return lines[:-1] or ["None."]
+
+
+def _bullets(names: Iterable[str]) -> list[str]:
+    return [f"- `{name}`" for name in names]
+
+
+async def survey(folder: Path) -> str:
+    """Start engines and every service in `folder`, and return the text of the document."""
+    async with AsyncExitStack() as stack:
+        postgres = PostgresEngine(folder / "postgres", free_port(), PASSWORD, {"fsync": "off"})
+        redis = RedisEngine(folder / "redis", free_port(), PASSWORD)
+        ports = free_port(), free_port(), free_port()
+        temporal = TemporalEngine(folder / "temporal", *ports, cache=folder)
+        for engine in (postgres, redis, temporal):
+            await stack.enter_async_context(running(engine, folder / "engines.log"))
+        keys = Keys(folder / "keys")
+        found: dict[str, dict[str, bool]] = {}
+        for service in SERVICES:
+            url = await _new_database(postgres, service)
+            engines = Engines(url, redis.url, temporal.address)
+            found[service.name] = await asyncio.to_thread(_surveyed, service, engines, keys, folder)
+        return document(found)
+
+
+def _surveyed(service: Contracted, engines: Engines, keys: Keys, folder: Path) -> dict[str, bool]:
+    own = start(service, engines, keys, folder / service.name)
+    try:
+        return unimplemented(own, keys)
+    finally:
+        own.stop()
+
+
+async def _new_database(postgres: PostgresEngine, service: Contracted) -> str | None:
+    if not service.has_schema:
+        return None
+    connection = await asyncpg.connect(postgres.url())
+    try:
+        await connection.execute(f'CREATE DATABASE "{service.name}"')
+    finally:
+        await connection.close()
+    return postgres.url(database=service.name)
+
+
+def main() -> None:
+    """Print the document, or write it."""
+    parser = argparse.ArgumentParser(description="What of the contract is not built.")
+    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vs") as folder:
+        text = asyncio.run(survey(Path(folder)))
+    if options.write:
+        DOCUMENT.parent.mkdir(exist_ok=True)
+        DOCUMENT.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

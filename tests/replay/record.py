@@ -1,0 +1,88 @@
+"""Record the histories that `test_replay.py` replays: `python -m tests.replay.record`.
+
+Run it when a new shape is released; keep the old files: they stand for workflows in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from temporalio.testing import WorkflowEnvironment
+from volary_cli.launcher.engines import ensure_test_server
+from volary_cli.launcher.settings import LauncherSettings
+from volary_workflows.rollout.messages import Command, RolloutStatus
+
+from tests.unit.workflows.retrain import world as retraining
+from tests.unit.workflows.rollout.world import (
+    BAD,
+    HOUR_S,
+    SPEC,
+    UNSURE,
+    World,
+    serving,
+    started,
+)
+
+HISTORIES = Path(__file__).parent / "histories"
+SHORT = replace(SPEC, poll_s=6 * HOUR_S)
+
+
+async def main() -> None:
+    """Write every history, and the doctored one."""
+    settings = LauncherSettings.read()
+    server = ensure_test_server(settings.cache / "temporal-test-server", maven=settings.maven_url)
+    HISTORIES.mkdir(exist_ok=True)
+    environment = await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=str(server)
+    )
+    async with environment:
+        promoted = await _rollout(environment, World())
+        _write("rollout_promoted", promoted)
+        _write("rollout_rolled_back", await _rollout(environment, World(looks={"50": BAD})))
+        _write("rollout_aborted", await _aborted(environment))
+        _write("retrain_promoted", await _retrain(environment))
+    _write("doctored_rollout_promoted", doctored(promoted))
+
+
+async def _rollout(environment: WorkflowEnvironment, world: World) -> dict[str, Any]:
+    async with serving(environment, world) as queue:
+        handle = await started(environment, queue, SHORT)
+        await handle.result()
+        return json.loads((await handle.fetch_history()).to_json())
+
+
+async def _aborted(environment: WorkflowEnvironment) -> dict[str, Any]:
+    world = World(looks={"canary": UNSURE})
+    async with serving(environment, world) as queue:
+        handle = await started(environment, queue, replace(SHORT, max_extensions=1_000))
+        async with asyncio.timeout(20):
+            while (await handle.query("status", result_type=RolloutStatus)).state != "CANARY":
+                await environment.sleep(HOUR_S)
+        await handle.execute_update("abort", Command("principals/ada"), result_type=RolloutStatus)
+        await handle.result()
+        return json.loads((await handle.fetch_history()).to_json())
+
+
+async def _retrain(environment: WorkflowEnvironment) -> dict[str, Any]:
+    async with retraining.serving(environment, retraining.RetrainWorld()) as queue:
+        handle = await retraining.started(environment, queue)
+        await handle.result()
+        return json.loads((await handle.fetch_history()).to_json())
+
+
+def doctored(history: dict[str, Any]) -> dict[str, Any]:
+    """Return the history as if the version had been loaded by an activity of another name."""
+    text = json.dumps(history)
+    return json.loads(text.replace('"load_version"', '"load_candidate"'))
+
+
+def _write(name: str, history: dict[str, Any]) -> None:
+    (HISTORIES / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

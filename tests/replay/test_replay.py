@@ -1,0 +1,40 @@
+"""Committed histories replay on today's workflows: nobody's workflow in flight breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
+from temporalio.workflow import NondeterminismError
+from volary_workflows.worker import WORKFLOWS
+
+HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
+SOUND = [path for path in HISTORIES if not path.name.startswith("doctored")]
+DOCTORED = [path for path in HISTORIES if path.name.startswith("doctored")]
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def test_there_are_histories_of_both_kinds():
+    assert len(SOUND) >= 4
+    assert DOCTORED
+
+
+@pytest.mark.parametrize("path", SOUND, ids=name_of)
+async def test_a_history_replays(path):
+    await replayed(path)
+
+
+@pytest.mark.parametrize("path", DOCTORED, ids=name_of)
+async def test_a_doctored_history_does_not(path):
+    with pytest.raises(NondeterminismError):
+        await replayed(path)
+
+
+async def replayed(path: Path) -> None:
+    history = WorkflowHistory.from_json(path.stem, path.read_text())
+    await Replayer(workflows=list(WORKFLOWS)).replay_workflow(history)

@@ -1,0 +1,127 @@
+"""A world for retrains: same-name activities that remember what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from volary_workflows.judge.inputs import GateRule
+from volary_workflows.retrain.messages import (
+    BuildTask,
+    Built,
+    GateLook,
+    GateTask,
+    Pulled,
+    PullTask,
+    Retrain,
+    RetrainStatus,
+    Trained,
+    TrainingPlan,
+    TrainTask,
+)
+from volary_workflows.rollout.messages import RolloutSpec, Step
+from volary_workflows.worker import make_worker
+
+from tests.unit.workflows.rollout.world import HOUR_S, World
+
+DAY_US = 86_400_000_000
+PLAN = TrainingPlan(
+    model="delays",
+    feature_set="delays",
+    sources=["planes", "landings"],
+    spine={"source": "landings"},
+    start_us=0,
+    holdout_us=7 * DAY_US,
+    gate=GateRule(),
+    floors={"auc": 0.6},
+    rollout=RolloutSpec("delays", 1, steps=[Step(1_000, HOUR_S)], bake_s=HOUR_S, poll_s=HOUR_S),
+)
+ASKED = Retrain("delays", trigger="alert", until_us=100 * DAY_US, alert="projects/default/alerts/a")
+
+
+@dataclass
+class RetrainWorld:
+    """What the fakes remember; the rollout runs in a world of its own."""
+
+    rollouts: World = field(default_factory=World)
+    plan: TrainingPlan = PLAN
+    gate: str = "PASS"
+    train_failure: str = ""
+    is_training_endless: bool = False
+    is_training: asyncio.Event = field(default_factory=asyncio.Event)
+    was_training_cancelled: bool = False
+    pulls: list[PullTask] = field(default_factory=list)
+    builds: list[BuildTask] = field(default_factory=list)
+    trainings: list[TrainTask] = field(default_factory=list)
+    gates: list[GateTask] = field(default_factory=list)
+
+    @activity.defn
+    async def read_training(self, retrain: Retrain) -> TrainingPlan:
+        return self.plan
+
+    @activity.defn
+    async def pull_source(self, task: PullTask) -> Pulled:
+        self.pulls.append(task)
+        return Pulled(task.source, f"snapshot-of-{task.source}", 10, 90 * DAY_US)
+
+    @activity.defn
+    async def build_training_set(self, task: BuildTask) -> Built:
+        self.builds.append(task)
+        return Built(f"projects/default/trainingSets/{len(self.builds)}", 5_000)
+
+    @activity.defn
+    async def train(self, task: TrainTask) -> Trained:
+        self.trainings.append(task)
+        self.is_training.set()
+        if self.train_failure:
+            raise ApplicationError("no", type=self.train_failure, non_retryable=True)
+        try:
+            while self.is_training_endless:
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            self.was_training_cancelled = True
+            raise
+        return Trained("projects/default/runs/r", 2, {"auc": 0.7})
+
+    @activity.defn
+    async def judge_gate(self, task: GateTask) -> GateLook:
+        self.gates.append(task)
+        return GateLook(self.gate, ["CODE"], ["because"], task.key, 1, 5_000)
+
+    def activities(self):
+        return [
+            *self.rollouts.activities(),
+            self.read_training,
+            self.pull_source,
+            self.build_training_set,
+            self.train,
+            self.judge_gate,
+        ]
+
+
+@asynccontextmanager
+async def serving(environment, world):
+    queue = f"test-{uuid.uuid4()}"
+    async with make_worker(environment.client, world.activities(), task_queue=queue):
+        yield queue
+
+
+async def started(environment, queue, retrain=ASKED):
+    return await environment.client.start_workflow(
+        "RetrainWorkflow",
+        retrain,
+        id=f"retrain/{queue}",
+        task_queue=queue,
+        result_type=RetrainStatus,
+    )
+
+
+async def retrained(environment, world, retrain=ASKED) -> RetrainStatus:
+    """Run one retrain to its end."""
+    async with serving(environment, world) as queue:
+        return await (await started(environment, queue, retrain)).result()
