@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from volary_cli.commands import (
+    demo,
     development,
     mesh,
     models,
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
     app.command(rich_help_panel="The mesh")(command)
 app.command(rich_help_panel="The mesh")(traces.trace)
+app.command(rich_help_panel="The mesh")(demo.demo)
 for command in (projects.apply, models.production, models.predict, models.alerts):
     app.command(rich_help_panel="Models")(command)
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")

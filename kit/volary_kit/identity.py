@@ -58,6 +58,8 @@ class SigningKey:
         """Read a PEM file; raise ValueError that names the file and never its content."""
         try:
             private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ValueError(f"{path} holds no readable PEM private key") from error
         if not isinstance(private, ec.EllipticCurvePrivateKey):

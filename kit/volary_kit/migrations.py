@@ -10,11 +10,10 @@ from __future__ import annotations
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, text
-
-from volary_kit.database import new_engine, translated
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 KIT_FOLDER = Path(str(files("volary_kit"))) / "tables" / "migrations"
 KIT_VERSIONS = "kit_alembic_version"
@@ -39,6 +38,10 @@ def migrations_of(package: str) -> Path | None:
 
 async def migrate(url: str, schema: str, folder: Path | None) -> None:
     """Create the schema if it is not there and run what it lacks."""
+    from sqlalchemy import text
+
+    from volary_kit.database import new_engine, translated
+
     engine = new_engine(url, schema, pool_size=1)
     try:
         with translated():
@@ -56,7 +59,7 @@ async def migrate(url: str, schema: str, folder: Path | None) -> None:
 
 
 def _upgrade(connection: Connection, folder: Path, version_table: str) -> None:
-    # half a second of imports that a service without a database is spared
+    # slow to import, here and above: a service without a database is spared them
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory

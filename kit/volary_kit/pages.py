@@ -14,6 +14,7 @@ from volary_kit.errors import InvalidArgument
 T = TypeVar("T")
 Key = str | int
 DEFAULT_SIZE = 100
+MAX_NUMBER = 20  # digits of a 64-bit integer with its sign
 
 
 class PageRequest(Protocol):
@@ -68,3 +69,15 @@ def cut(rows: Sequence[T], page: Page, key: Callable[[T], Key]) -> tuple[Sequenc
     shown = rows[: page.size]
     token = base64.urlsafe_b64encode(json.dumps(key(shown[-1])).encode()).decode()
     return shown, token
+
+
+def split_key(key: Key) -> tuple[int, str]:
+    """Return the parts of a page key `<number>:<text>`; raise InvalidArgument as `page_of`."""
+    number, _, text = str(key).partition(":")
+    if not number.lstrip("-").isdecimal() or len(number) > MAX_NUMBER or not text:
+        raise InvalidArgument(
+            "PAGE_TOKEN_INVALID",
+            "page_token is not one that a previous page gave",
+            field="page_token",
+        )
+    return int(number), text

@@ -64,7 +64,7 @@ def methods_of(
     problems = [text for name, *_ in found for text in _problems(name, rows)]
     if problems:
         raise ContractError("; ".join(problems))
-    return [_bound(name, servicer, behaviour, rows[name]) for name, servicer, behaviour in found]
+    return [_bound(name, servicer, handler, rows[name]) for name, servicer, handler in found]
 
 
 def _problems(name: str, rows: Mapping[str, Policy]) -> list[str]:
@@ -81,7 +81,7 @@ def _problems(name: str, rows: Mapping[str, Policy]) -> list[str]:
     return problems
 
 
-def _recorded(servicer: Servicer) -> list[tuple[str, Servicer, Callable[..., Any]]]:
+def _recorded(servicer: Servicer) -> list[tuple[str, Servicer, Any]]:
     recorder = _Recorder()
     servicer.add(servicer.handler, recorder)
     if set(recorder.services) != {servicer.service}:
@@ -89,8 +89,7 @@ def _recorded(servicer: Servicer) -> list[tuple[str, Servicer, Callable[..., Any
         raise ContractError(f"{servicer.service} was announced, {registered} was registered")
     handlers = recorder.services[servicer.service]
     return [
-        (f"/{servicer.service}/{name}", servicer, _behaviour(handler))
-        for name, handler in handlers.items()
+        (f"/{servicer.service}/{name}", servicer, handler) for name, handler in handlers.items()
     ]
 
 
@@ -100,17 +99,28 @@ def _behaviour(handler: Any) -> Callable[..., Any]:
     )
 
 
-def _bound(name: str, servicer: Servicer, behaviour: Callable[..., Any], row: Policy) -> Method:
-    service, _, method = name[1:].partition("/")
-    descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
+def _bound(name: str, servicer: Servicer, handler: Any, row: Policy) -> Method:
+    method = name.rpartition("/")[2]
+    request_type, reply_type = _types(name, handler)
     return Method(
         name=name,
         policy=row,
-        behaviour=behaviour,
-        request_type=message_factory.GetMessageClass(descriptor.input_type),
-        reply_type=message_factory.GetMessageClass(descriptor.output_type),
+        behaviour=_behaviour(handler),
+        request_type=request_type,
+        reply_type=reply_type,
         is_implemented=is_implemented(servicer.handler, method),
     )
+
+
+def _types(name: str, handler: Any) -> tuple[type[Message], type[Message]]:
+    """Return the message types of an RPC by its descriptor, else as its handler parses them."""
+    try:
+        found = descriptor_pool.Default().FindMethodByName(name[1:].replace("/", "."))
+    except KeyError:
+        # registered by name: messages of our own under the RPC of another's contract
+        return handler.request_deserializer.__self__, Message
+    message_class = message_factory.GetMessageClass
+    return message_class(found.input_type), message_class(found.output_type)
 
 
 def is_implemented(handler: object, method: str) -> bool:

@@ -16,13 +16,10 @@ from redis.asyncio import Redis
 from volary_kit.calls import Principal
 from volary_kit.channels import Channels
 from volary_kit.clock import Clock, SystemClock
-from volary_kit.database import Database
 from volary_kit.errors import Unauthenticated, Unavailable
 from volary_kit.health import Health
-from volary_kit.idempotency import PostgresLedger
 from volary_kit.identity import Jwks, SigningKey, TokenSource, Verifier
 from volary_kit.metrics import CallMetrics
-from volary_kit.outbox import Relay
 from volary_kit.outgoing import MeshDress
 from volary_kit.registration import Servicer
 from volary_kit.rules.authentication import TokenVerifier
@@ -41,9 +38,11 @@ from volary_kit.streams import Publisher
 from volary_kit.supervision import Work
 from volary_kit.telemetry import Telemetry
 
-if TYPE_CHECKING:  # both are slow to import, and a service without a database needs neither
+if TYPE_CHECKING:  # slow to import, and a service without a database needs none of them
     from temporalio.client import Client
 
+    from volary_kit.database import Database
+    from volary_kit.idempotency import PostgresLedger
     from volary_kit.operations import Operations
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
@@ -141,6 +140,8 @@ class Resources(Generic[SettingsT]):
         if self.ledger is not None:
             chores.append(self.ledger.run)
         if self.database is not None and self.redis is not None:
+            from volary_kit.outbox import Relay
+
             chores.append(Relay(self.database, Publisher(self.redis)).run)
         if self.operations is not None and self.operations.has_handlers:
             chores.append(self.operations.run)
@@ -199,9 +200,14 @@ def verifier_of(settings: ServiceSettings, clock: Clock) -> TokenVerifier:
 
 
 def tokens_of(settings: ServiceSettings, service: str, clock: Clock) -> TokenSource | None:
-    """Return what signs this service's tokens, None without a private key."""
+    """Return what signs this service's tokens, None without a key; raise SettingsError."""
     path = settings.service_key_file
-    return None if path is None else TokenSource(SigningKey.read(path, kid=service), clock)
+    if path is None:
+        return None
+    try:
+        return TokenSource(SigningKey.read(path, kid=service), clock)
+    except ValueError as error:
+        raise SettingsError(f"{prefix_of(service)}SERVICE_KEY_FILE: {error}") from error
 
 
 def peers_of(settings: ServiceSettings) -> dict[str, str | None]:
@@ -231,7 +237,7 @@ async def opened(
         telemetry = _telemetry(service, settings, stack)  # closed last: it flushes all the others
         database = _database(service, settings, stack)
         redis = _redis(settings, stack)
-        ledger = None if database is None else PostgresLedger(database, clock)
+        ledger = _ledger(database, clock)
         verifier = verifier_of(settings, clock)
         ruling = Ruling(verifier, CallMetrics(), clock, telemetry, ledger)
         dress = MeshDress(tokens_of(settings, service, clock), telemetry)
@@ -269,9 +275,19 @@ def _telemetry(service: str, settings: ServiceSettings, stack: AsyncExitStack) -
 def _database(service: str, settings: ServiceSettings, stack: AsyncExitStack) -> Database | None:
     if settings.database_url is None:
         return None
+    from volary_kit.database import Database
+
     database = Database(settings.database_url, service)
     stack.push_async_callback(database.close)
     return database
+
+
+def _ledger(database: Database | None, clock: Clock) -> PostgresLedger | None:
+    if database is None:
+        return None
+    from volary_kit.idempotency import PostgresLedger
+
+    return PostgresLedger(database, clock)
 
 
 def _operations(

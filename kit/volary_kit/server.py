@@ -254,6 +254,8 @@ def _bound(server: Any, address: Address) -> Address:
             port = server.add_secure_port(str(address), address.certificate.credentials())
     except RuntimeError as error:
         raise ListenError(f"cannot listen on {address}: the port is taken") from error
+    except OSError as error:
+        raise ListenError(f"cannot read {error.filename}: {error.strerror}") from error
     if port == 0:
         raise ListenError(f"cannot listen on {address}: the port is taken")
     return Address(address.host, port, address.certificate)

@@ -1,12 +1,13 @@
 """The life of a service process: open, migrate, build, listen, drain, close.
 
-@asynccontextmanager
-async def build(kit: Resources[RegistrySettings]) -> AsyncIterator[Service]:
-    store = Store(kit.database)
-    yield Service([Servicer(add_RegistryServiceServicer_to_server, Handler(store), NAME)])
+A service is its `build`:
 
-def main() -> None:
-    run("registry", RegistrySettings, build)
+    @asynccontextmanager
+    async def build(kit: Resources[RegistrySettings]) -> AsyncIterator[Service]:
+        store = Store(kit.require_database())
+        yield Service([Servicer(add_RegistryServiceServicer_to_server, Handler(store), NAME)])
+
+and `__main__` is `run("registry", RegistrySettings, build)`.
 """
 
 from __future__ import annotations

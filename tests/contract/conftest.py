@@ -40,6 +40,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture(scope="session")
+def surveyed() -> dict[str, dict[str, bool]]:
+    """What the services said of their RPCs, by service."""
+    return {}
+
+
+@pytest.fixture(scope="session")
 def starting(
     databases: Any,
     redis_url: str,

@@ -60,14 +60,15 @@ def _is_unbuilt(service: Running, address: str, keys: Keys, rpc: Rpc) -> bool:
 
 def document(found: Mapping[str, Mapping[str, bool]]) -> str:
     """Return the text of `docs/status.md` for the RPCs of each service."""
+    found = {service.name: found[service.name] for service in SERVICES}
     served = {name for by_service in found.values() for name in by_service}
     missing = sorted(set(policies()) - served - set(ELSEWHERE))
     lines = [
         "# What is not built yet",
         "",
-        "Written by `python -m tests.contract.status --write`, which starts every service, walks its",
-        "descriptors and calls every RPC with a credential. A test fails when this file and the running",
-        "services differ.",
+        "Written by `python -m tests.contract.status --write`, which starts every service, walks",
+        "its descriptors and calls every RPC with a credential. A test fails when this file and",
+        "the running services differ.",
         "",
         "| service | RPCs | answer UNIMPLEMENTED |",
         "|---|---|---|",

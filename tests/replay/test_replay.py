@@ -19,6 +19,10 @@ def name_of(path: Path) -> str:
     return path.stem
 
 
+def text_of(path: Path) -> str:
+    return path.read_text()
+
+
 def test_there_are_histories_of_both_kinds():
     assert len(SOUND) >= 4
     assert DOCTORED
@@ -26,15 +30,15 @@ def test_there_are_histories_of_both_kinds():
 
 @pytest.mark.parametrize("path", SOUND, ids=name_of)
 async def test_a_history_replays(path):
-    await replayed(path)
+    await replayed(path.stem, text_of(path))
 
 
 @pytest.mark.parametrize("path", DOCTORED, ids=name_of)
 async def test_a_doctored_history_does_not(path):
     with pytest.raises(NondeterminismError):
-        await replayed(path)
+        await replayed(path.stem, text_of(path))
 
 
-async def replayed(path: Path) -> None:
-    history = WorkflowHistory.from_json(path.stem, path.read_text())
+async def replayed(name: str, text: str) -> None:
+    history = WorkflowHistory.from_json(name, text)
     await Replayer(workflows=list(WORKFLOWS)).replay_workflow(history)

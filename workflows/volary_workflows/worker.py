@@ -19,6 +19,8 @@ from volary_workflows.rollout.workflow import RolloutWorkflow
 
 WORKFLOWS = (RolloutWorkflow, RetrainWorkflow)
 GRACE = timedelta(seconds=5)
+STICKY = timedelta(seconds=2)  # after a kill another worker takes over this soon
+HEARD_WITHIN = timedelta(seconds=1)  # a cancelled activity hears of it with its next heartbeat
 
 
 def activities_of(channels: Channels) -> list[Callable[..., Any]]:
@@ -55,5 +57,7 @@ def make_worker(
         activities=list(activities),
         interceptors=[CallInterceptor()],
         max_concurrent_activities=max_activities,
+        max_heartbeat_throttle_interval=HEARD_WITHIN,
         graceful_shutdown_timeout=GRACE,
+        sticky_queue_schedule_to_start_timeout=STICKY,
     )

@@ -46,9 +46,7 @@ def start(
         from volary_workflows.retrain.messages import Retrain
         from volary_workflows.starting import start_retrain
 
-        retrain = Retrain(
-            training, session.project, until_us=until_us, roll_out=not no_rollout
-        )
+        retrain = Retrain(training, session.project, until_us=until_us, roll_out=not no_rollout)
         handle = await start_retrain(await session.temporal(), retrain, cause=cause)
         return handle.id, await (_ended(handle) if wait else _query(handle))
 

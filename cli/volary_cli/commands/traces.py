@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 from rich.tree import Tree
 
 from volary_cli.commands.exits import CommandError, Exit
@@ -48,7 +49,8 @@ def trace(
         raise CommandError(f"no trace, or more than one, begins with {what}")
     from volary_cli.traces.spans import forest
 
-    _print_trace(spans[0].trace_id, forest(spans), as_json=as_json)
+    found = _trace_of(spans[0].trace_id, forest(spans))
+    print_json(found) if as_json else print_trace_tree(found)
 
 
 def _store_url(data_dir: Any) -> str:
@@ -100,24 +102,24 @@ def _print_found(found: list[dict[str, Any]], *, as_json: bool) -> None:
         console.print("no trace fits")
 
 
-def _print_trace(trace_id: str, roots: tuple[Node, ...], *, as_json: bool) -> None:
+def _trace_of(trace_id: str, roots: tuple[Node, ...]) -> dict[str, Any]:
     began_ns = min(root.span.start_ns for root in roots)
-    if as_json:
-        print_json({"trace_id": trace_id, "roots": [root.as_dict(began_ns) for root in roots]})
-        return
-    tree = Tree(f"[bold]trace {trace_id}[/]")
-    for root in roots:
-        _grow(tree, root, began_ns)
+    return {"trace_id": trace_id, "roots": [root.as_dict(began_ns) for root in roots]}
+
+
+def print_trace_tree(trace: dict[str, Any]) -> None:
+    """Print a trace, in the form of `volary trace ID --json`, as a tree."""
+    tree = Tree(f"[bold]trace {trace['trace_id']}[/]")
+    for root in trace["roots"]:
+        _grow(tree, root)
     console.print(tree)
 
 
-def _grow(tree: Tree, node: Node, began_ns: int) -> None:
-    span = node.span
-    failed = f"  [red]{span.error}[/]" if span.error else ""
-    offset_ms = (span.start_ns - began_ns) / 1e6
+def _grow(tree: Tree, node: dict[str, Any]) -> None:
+    failed = f"  [red]{escape(node['error'])}[/]" if node["error"] else ""
     branch = tree.add(
-        f"[cyan]{span.service}[/]  {span.name}  [bold]{span.duration_ms:.2f} ms[/]"
-        f"  [dim]+{offset_ms:.2f}[/]{failed}"
+        f"[cyan]{escape(node['service'])}[/]  {escape(node['name'])}"
+        f"  [bold]{node['duration_ms']:.2f} ms[/]  [dim]+{node['offset_ms']:.2f}[/]{failed}"
     )
-    for child in node.children:
-        _grow(branch, child, began_ns)
+    for child in node["children"]:
+        _grow(branch, child)

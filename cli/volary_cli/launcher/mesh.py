@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from string import Template
 from urllib.parse import urlsplit
@@ -28,7 +27,7 @@ from volary_cli.launcher.orphans import mark
 from volary_cli.launcher.ports import DATA, METRICS, PortPlan, address
 from volary_cli.launcher.processes import Command
 from volary_cli.launcher.readiness import HealthProbe
-from volary_cli.launcher.services import INFERENCE, SERVICES, Surroundings
+from volary_cli.launcher.services import INFERENCE, SERVICES, Surroundings, version_of
 from volary_cli.launcher.settings import LauncherSettings
 
 ENVOY = "envoy"
@@ -199,7 +198,7 @@ class Mesh:
                 env=environment | mark(self._folder.root),
             ),
             is_ready=HealthProbe(address(uses[DATA])),
-            version=lambda: metadata.version("volary-cli"),
+            version=lambda: version_of("volary-cli"),
         )
 
     def _envoy(self) -> Component:

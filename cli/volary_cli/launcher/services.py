@@ -76,7 +76,7 @@ class Surroundings:
             ports=used,
             command=lambda: self._command(row, ports, instance or "0"),
             is_ready=self._probe(row, used),
-            version=lambda: metadata.version(f"volary-{row.name}"),
+            version=lambda: version_of(f"volary-{row.name}"),
         )
 
     def environment(self, row: Row, ports: Mapping[str, int], instance: str) -> dict[str, str]:
@@ -124,3 +124,11 @@ class Surroundings:
         fields = declared.settings_type(row.name).model_fields
         is_worker_data = row.kind is Kind.WORKER and use == DATA
         return not is_worker_data and (use != CONTROL or "control_port" in fields)
+
+
+def version_of(distribution: str) -> str:
+    """Return the installed version; a component runs on while its package is replaced."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""

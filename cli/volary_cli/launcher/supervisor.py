@@ -16,7 +16,7 @@ from volary_cli.launcher.processes import Child, Command, spawn
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 10.0
 STEADY_S = 30.0  # a component that ran this long starts again without a longer wait
-READY_POLL_S = 0.1
+READY_POLL_S = 0.2
 WATCH_S = 1.0
 START_DEADLINE_S = 120.0
 STARTS = 3  # a component that ends this often before it is ready will not get better

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 from volary_client import AsyncClient
 from volary_kit.errors import FailedPrecondition, NotFound, VolaryError
 
 from volary_cli.projects.owners import OWNERS
-from volary_cli.projects.reading import Declaration
+from volary_cli.projects.reading import Declaration, read_project
 
 
 class Action(StrEnum):
@@ -72,7 +73,9 @@ async def apply_project(
         for change in waiting:
             try:
                 applied.append(await _apply(client, change))
-            except (NotFound, FailedPrecondition) as error:  # refers to one that comes later
+            except VolaryError as error:
+                if not _may_come_later(error):
+                    raise _about(change, error) from None
                 refused.append((change, error))
             else:
                 done(applied[-1])
@@ -80,6 +83,11 @@ async def apply_project(
             raise _about(refused[0][0], refused[0][1])
         waiting = [change for change, _ in refused]
     return applied
+
+
+async def apply_folder(client: AsyncClient, folder: Path) -> list[Change]:
+    """Read a folder and apply it."""
+    return await apply_project(client, read_project(folder))
 
 
 async def _planned(client: AsyncClient, declaration: Declaration) -> Change:
@@ -96,23 +104,22 @@ async def _planned(client: AsyncClient, declaration: Declaration) -> Change:
 async def _check(client: AsyncClient, change: Change, *, makes_more: bool) -> None:
     try:
         await OWNERS[change.declaration.kind].check(client, change.declaration)
-    except (NotFound, FailedPrecondition) as error:
-        if not makes_more:
-            raise _about(change, error) from None
     except VolaryError as error:
-        raise _about(change, error) from None
+        if not (makes_more and _may_come_later(error)):
+            raise _about(change, error) from None
 
 
 async def _apply(client: AsyncClient, change: Change) -> Change:
     if not change.is_needed:
         return change
-    try:
-        version = await OWNERS[change.declaration.kind].apply(client, change.declaration)
-    except (NotFound, FailedPrecondition):
-        raise
-    except VolaryError as error:
-        raise _about(change, error) from None
+    version = await OWNERS[change.declaration.kind].apply(client, change.declaration)
     return replace(change, version=version)
+
+
+def _may_come_later(error: VolaryError) -> bool:
+    """Say whether a document is refused for what it refers to, which the plan may yet make."""
+    is_reference = isinstance(error, NotFound | FailedPrecondition)
+    return is_reference or error.reason.endswith("_UNKNOWN")
 
 
 def _about(change: Change, error: VolaryError) -> VolaryError:

@@ -77,9 +77,7 @@ def _documented(
 
 
 SOURCE = _documented(
-    lambda client, name: client.ingest.GetSource(
-        ingest_service_pb2.GetSourceRequest(name=name)
-    ),
+    lambda client, name: client.ingest.GetSource(ingest_service_pb2.GetSourceRequest(name=name)),
     lambda client, name, document, validate_only: client.ingest.ApplySource(
         ingest_service_pb2.ApplySourceRequest(
             source=source_pb2.Source(name=name, document=document), validate_only=validate_only

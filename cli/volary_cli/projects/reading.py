@@ -87,9 +87,7 @@ def find(declarations: Iterable[Declaration], kind: Kind, name: str | None = Non
 
 def _declaration(document: Document) -> Declaration:
     envelope = document.check(Envelope)
-    return Declaration(
-        envelope.kind, envelope.name, envelope.owner, envelope.on_call, document
-    )
+    return Declaration(envelope.kind, envelope.name, envelope.owner, envelope.on_call, document)
 
 
 def _rank(kind: Kind) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1 import trace_pb2
+from volary.otlp.v1 import trace_pb2
+from volary.otlp.v1.trace_pb2 import AnyValue, ExportTraceServiceRequest, KeyValue
 
 from volary_cli.traces.spans import Span
 
 ID_BYTES, SPAN_ID_BYTES = 16, 8
 TEXT_CHARACTERS = 1_024
+LAST_NS = (1 << 63) - 1  # of a bigint
 UNKNOWN_SERVICE = "unknown"
-ERROR = trace_pb2.Status.STATUS_CODE_ERROR
+ERROR = trace_pb2.SPAN_STATUS_CODE_ERROR
 
 
 def spans_of(request: ExportTraceServiceRequest) -> Iterator[Span]:
@@ -24,12 +24,17 @@ def spans_of(request: ExportTraceServiceRequest) -> Iterator[Span]:
         service = str(resource.get("service.name", UNKNOWN_SERVICE))
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                if len(span.trace_id) == ID_BYTES and len(span.span_id) == SPAN_ID_BYTES:
+                if _is_keepable(span):
                     yield _span(span, service)
 
 
+def _is_keepable(span: trace_pb2.Span) -> bool:
+    has_ids = len(span.trace_id) == ID_BYTES and len(span.span_id) == SPAN_ID_BYTES
+    return has_ids and max(span.start_time_unix_nano, span.end_time_unix_nano) <= LAST_NS
+
+
 def _span(span: trace_pb2.Span, service: str) -> Span:
-    kind = trace_pb2.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower()
+    kind = trace_pb2.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower()
     is_error = span.status.code == ERROR
     return Span(
         trace_id=span.trace_id.hex(),

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import asyncpg
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client import Counter
+from volary.otlp.v1 import trace_pb2
 
 from volary_cli.traces.otlp import spans_of
 from volary_cli.traces.spans import Span
@@ -54,7 +54,7 @@ class SpanQueue:
                 return
 
 
-class TraceHandler(trace_service_pb2_grpc.TraceServiceServicer):
+class TraceHandler:
     """`opentelemetry.proto.collector.trace.v1.TraceService`."""
 
     def __init__(self, queue: SpanQueue) -> None:
@@ -62,14 +62,14 @@ class TraceHandler(trace_service_pb2_grpc.TraceServiceServicer):
 
     async def Export(
         self,
-        request: trace_service_pb2.ExportTraceServiceRequest,
+        request: trace_pb2.ExportTraceServiceRequest,
         context: Any,  # noqa: ARG002
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
+    ) -> trace_pb2.ExportTraceServiceResponse:
         sent = sum(
             len(scope.spans) for group in request.resource_spans for scope in group.scope_spans
         )
         kept = sum(self._queue.offer(span) for span in spans_of(request))
-        reply = trace_service_pb2.ExportTraceServiceResponse()
+        reply = trace_pb2.ExportTraceServiceResponse()
         if kept < sent:
             reply.partial_success.rejected_spans = sent - kept
             reply.partial_success.error_message = "no room, or ids of a wrong length"

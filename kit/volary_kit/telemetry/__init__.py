@@ -41,6 +41,8 @@ _KINDS: dict[str, SpanKind] = {
 }
 _W3C = TraceContextTextMapPropagator()
 _TRACE_KEYS = (TRACEPARENT, "tracestate")
+# a proxy until a provider is installed: to ask for a tracer anew costs more than a span
+_tracer = trace.get_tracer(TRACER)
 
 
 class Span:
@@ -183,7 +185,7 @@ def start(
     links: Sequence[str] = (),
 ) -> Span:
     """Begin a span of the installed provider; the caller ends it."""
-    return _start(trace.get_tracer(TRACER), name, attributes, kind, parent, links)
+    return _start(_tracer, name, attributes, kind, parent, links)
 
 
 def traceparent() -> str:

@@ -7,10 +7,11 @@ import threading
 from collections import deque
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import Counter
+
+from volary_kit.telemetry.otlp import OtlpExporter
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,7 @@ EXPORTED = Counter("volary_spans_exported_total", "Spans that the collector took
 
 def otlp_exporter(endpoint: str) -> SpanExporter:
     """Return an exporter to `host:port` or `http(s)://host:port`."""
-    return OTLPSpanExporter(
-        endpoint=endpoint, insecure=not endpoint.startswith("https://"), timeout=TIMEOUT_S
-    )
+    return OtlpExporter(endpoint, TIMEOUT_S)
 
 
 class BoundedExport(SpanProcessor):

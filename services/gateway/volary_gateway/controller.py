@@ -159,6 +159,17 @@ class Controller:
                 metadata={"model": str(after.model), "clusters": ",".join(unseen)},
             )
 
+    def hostless(self, model: ModelName, generation: int) -> int:
+        """Return the version that Envoy found no host for, 0 when that is not certain."""
+        traffic = self._traffic.get(model)
+        if traffic is None or traffic.generation != generation:
+            return 0
+        ready = self.fleet.endpoints(self.desired)
+        serving = [w.version for w in traffic.weights if w.weight]
+        bare = [v for v in serving if VersionName.of(model, v) not in ready]
+        found = serving if len(serving) == 1 else bare
+        return found[0] if len(found) == 1 else 0
+
     async def refresh_revoked(self) -> None:
         """Refuse at the edge the keys that are revoked by now."""
         async with self._database.read() as transaction:

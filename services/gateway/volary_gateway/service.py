@@ -16,17 +16,13 @@ from volary.gateway.v1 import (
     traffic_service_pb2_grpc,
 )
 from volary_kit.identity import KEY_ISSUER, SigningKey
-from volary_kit.outbox import Relay
 from volary_kit.resources import peers_of
 from volary_kit.service import Resources, Service, Servicer
-from volary_kit.settings import SettingsError
-from volary_kit.streams import Publisher
 
 from volary_gateway.admin import EnvoyAdmin
 from volary_gateway.controller import Controller
 from volary_gateway.credential import EnvoyCredential
-from volary_gateway.handlers.access_logs import AccessLogHandler
-from volary_gateway.handlers.discovery import DiscoveryHandler
+from volary_gateway.handlers import access_logs, discovery
 from volary_gateway.handlers.evidence import EvidenceHandler
 from volary_gateway.handlers.identity import IdentityHandler
 from volary_gateway.handlers.replicas import ReplicaHandler
@@ -40,9 +36,7 @@ from volary_gateway.xds.edge import Edge, edge_methods
 @asynccontextmanager
 async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
     """Build gateway: it serves the stored state before it takes the first call."""
-    settings, database, clock = kit.settings, kit.database, kit.clock
-    if database is None:
-        raise SettingsError("VOLARY_GATEWAY_DATABASE_URL: gateway keeps its state in Postgres")
+    settings, database, clock = kit.settings, kit.require_database(), kit.clock
     plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
     controller = Controller(database, plane, edge_of(settings), admin, clock)
     recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
@@ -56,8 +50,6 @@ async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
     if (credential := _envoy_credential(kit)) is not None:
         credential.write()
         background.append(credential.renew_always)
-    if kit.redis is not None:
-        background.append(Relay(database, Publisher(kit.redis)).run)
     yield Service(
         servicers=[
             Servicer(
@@ -82,13 +74,13 @@ async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
             ),
             Servicer(
                 ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server,
-                DiscoveryHandler(plane),
-                "envoy.service.discovery.v3.AggregatedDiscoveryService",
+                discovery.DiscoveryHandler(plane),
+                discovery.SERVICE,
             ),
             Servicer(
                 als_pb2_grpc.add_AccessLogServiceServicer_to_server,
-                AccessLogHandler(recorder),
-                "envoy.service.accesslog.v3.AccessLogService",
+                access_logs.AccessLogHandler(recorder, controller.hostless),
+                access_logs.SERVICE,
             ),
         ],
         readiness=[database.ping],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -45,38 +46,49 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     engine = PythonEngine(
         versions, ring, kit.clock, failpoints, error_of=injected_error, code_of=code_of
     )
-    loader = Loader(_batch_policy(settings), kit.clock)
-    folder = settings.data_dir
-    packages = RegistryPackages(kit.channels.to("registry"), folder, settings.max_artifact_bytes)
-    attachment: Attachment | None = None
-    keeper = Keeper(versions, packages, loader, kit.clock, lambda: attachment and attachment.wake())
+    is_breakable = with_failpoints or settings.failpoints
+    handler = control.ControlHandler(versions, ring, failpoints if is_breakable else None)
     data = _data_server(kit, engine, versions)
-    file = DesiredFile(folder / f"desired-{settings.instance}.json")
-    if kit.channels.is_configured("gateway"):
-        reporter = Reporter(
-            f"inference-{settings.instance}",
-            lambda: _address(kit, data),
-            versions,
-            keeper,
-            kit.health,
-        )
-        attachment = Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health)
-    _remember(keeper, file, is_alone=attachment is None)
-    kit.registry.register(EngineCollector(versions, ring))
+    file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
+    keeper = _keeper(kit, versions)
+    attachment = _attachment(kit, data, versions, keeper, file)
+    keeper.on_change(attachment.wake)
+    _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
+    collector = EngineCollector(versions, ring)
+    kit.registry.register(collector)
     stream = _stream(settings, ring)
-    handler = control.ControlHandler(
-        versions, ring, failpoints if with_failpoints or settings.failpoints else None
-    )
     try:
         yield Service(
             readiness=[keeper.is_warm],
-            background=[attachment.run] if attachment is not None else [],
+            background=[attachment.run] if kit.channels.is_configured("gateway") else [],
             listeners=[data, _control_server(kit, handler)],
         )
     finally:
         await keeper.close()
         if stream is not None:
-            stream.close(FLUSH_S)
+            await asyncio.to_thread(stream.close, FLUSH_S)
+        kit.registry.unregister(collector)
+
+
+def _keeper(kit: Kit, versions: Versions) -> Keeper:
+    settings = kit.settings
+    packages = RegistryPackages(
+        kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
+    )
+    return Keeper(versions, packages, Loader(_batch_policy(settings), kit.clock), kit.clock)
+
+
+def _attachment(
+    kit: Kit, data: SyncServer, versions: Versions, keeper: Keeper, file: DesiredFile
+) -> Attachment:
+    reporter = Reporter(
+        replica_id=f"inference-{kit.settings.instance}",
+        address=lambda: kit.settings.address or str(data.address),
+        versions=versions,
+        keeper=keeper,
+        health=kit.health,
+    )
+    return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health)
 
 
 def injected_error(code: int) -> VolaryError:
@@ -126,10 +138,6 @@ def _batch_policy(settings: InferenceSettings) -> BatchPolicy:
     return BatchPolicy(
         max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / 1_000_000
     )
-
-
-def _address(kit: Kit, data: SyncServer) -> str:
-    return kit.settings.address or str(data.address)
 
 
 def _stream(settings: InferenceSettings, ring: EventRing) -> PredictionStream | None:

@@ -120,7 +120,8 @@ class Pulls:
     async def _plan(
         self, row: SourceRow, source: Source, until_us: int | None, *, publish: bool
     ) -> _Plan:
-        tables = await self._references.of(row.project, source)
+        async with self._database.read() as transaction:
+            tables = await self._references.of(transaction, row.project, source)
         window = Window(row.cursor_us, until_us)
         intake = await asyncio.to_thread(self._take, source, tables, window)
         return _Plan(row, window, intake, publish)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
+from volary.events.v1 import event_pb2
 from volary_kit import outbox
 from volary_kit.clock import Clock
 from volary_kit.database import Database, Transaction
@@ -65,12 +66,13 @@ class Pushes:
             )
         async with self._database.transaction() as transaction:
             before_us = await sources.lock_watermark(transaction, key)
-            report = await self._take(transaction, row, intake)
+            report, events = await self._take(transaction, row, intake)
             if watermark_us is not None and (before_us is None or watermark_us > before_us):
                 await sources.move_watermark(transaction, key, watermark_us)
-                event = watermark_event(key, watermark_us)
-                await outbox.add(transaction, SOURCE_EVENTS, event)
+                events.append(watermark_event(key, watermark_us))
                 before_us = watermark_us
+            if events:
+                await outbox.add_all(transaction, SOURCE_EVENTS, events)
         return replace(report, watermark_us=before_us)
 
     async def replay(self, key: SourceKey, position: int) -> QuarantinedRecord:
@@ -91,7 +93,8 @@ class Pushes:
                     f"the contract still refuses it: rule {refused.rule}",
                     {"rule": refused.rule},
                 )
-            await self._take(transaction, row, intake)
+            _report, events = await self._take(transaction, row, intake)
+            await outbox.add_all(transaction, SOURCE_EVENTS, events)
             now_us = self._clock.now_us()
             await quarantine.mark_replayed(transaction, key, position, now_us)
             return replace(aside, replay_us=now_us)
@@ -99,26 +102,28 @@ class Pushes:
     async def _checked(self, key: SourceKey, rows: Sequence[TextRow]) -> tuple[SourceRow, Intake]:
         async with self._database.read() as transaction:
             row = await sources.find(transaction, key)
-        source = read_source(row.document)
-        tables = await self._references.of(key.project, source)
+            source = read_source(row.document)
+            tables = await self._references.of(transaction, key.project, source)
         frame = text_frame(rows, source.spec)
         return row, await asyncio.to_thread(take, frame, source.spec, tables)
 
-    async def _take(self, transaction: Transaction, row: SourceRow, intake: Intake) -> PushReport:
+    async def _take(
+        self, transaction: Transaction, row: SourceRow, intake: Intake
+    ) -> tuple[PushReport, list[event_pb2.Event]]:
+        """Store what is new; return what became of the records, and the events of the new ones."""
         ids = intake.accepted.get_column("record_id").to_list()
         taken = await records.add_ids(transaction, row.key, ids)
-        new = intake.accepted.filter(~pl.col("record_id").is_in(list(taken)))
+        new = intake.accepted
+        if taken:
+            new = new.filter(~pl.col("record_id").is_in(list(taken)))
         report = PushReport(intake, new.height, intake.duplicates + len(taken))
-        if new.height or intake.aside:
-            batch = self._batch(row, report)
-            await batches.add(transaction, row.key, batch)
-            now_us = batch.commit_us
-            await quarantine.add(transaction, row.key, batch.id, intake.aside, now_us)
-            await records.add_pending(transaction, row.key, batch.id, _pending(new, batch.id))
-            if new.height:
-                events = list(record_events(row.key, new, batch.id))
-                await outbox.add_all(transaction, SOURCE_EVENTS, events)
-        return report
+        if not new.height and not intake.aside:
+            return report, []
+        batch = self._batch(row, report)
+        await batches.add(transaction, row.key, batch)
+        await quarantine.add(transaction, row.key, batch.id, intake.aside, batch.commit_us)
+        await records.add_pending(transaction, row.key, batch.id, _pending(new, batch.id))
+        return report, list(record_events(row.key, new, batch.id))
 
     def _batch(self, row: SourceRow, report: PushReport) -> Batch:
         intake = report.intake

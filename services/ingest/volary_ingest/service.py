@@ -26,7 +26,7 @@ async def build(kit: Resources[IngestSettings]) -> AsyncIterator[Service]:
     """Wire the service from its resources."""
     database, operations = kit.require_database(), kit.require_operations()
     frames = Frames(kit.settings.data_dir / "files")
-    references = ReferenceTables(database, frames)
+    references = ReferenceTables(frames)
     handler = IngestHandler(
         Catalog(database, frames, kit.clock),
         Pulls(database, frames, references, read, kit.clock),

@@ -36,6 +36,7 @@ predictions = _table(
     shadow=sa.Boolean,
     subject=sa.Text,
     event_us=sa.BigInteger,
+    schema_hash=sa.Text,
     score=sa.Double,
     code=sa.Integer,
     trace_id=sa.Text,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from rig import Backend, EnvoyProcess, free_port, until
 from volary.gateway.v1 import (
     evidence_service_pb2,
     evidence_service_pb2_grpc,
@@ -26,10 +27,7 @@ from volary.gateway.v1 import (
 from volary_kit.clock import SystemClock
 from volary_kit.identity import KEY_ISSUER, SigningKey, mint_api_key, mint_service_token, write_jwks
 
-from rig import Backend, EnvoyProcess, free_port, until
-
 DIGEST = "sha256:" + "ab" * 32
-MODEL = "projects/default/models/flights"
 
 
 @dataclass
@@ -40,14 +38,13 @@ class Replica:
     backend: Backend
     id: str
     refuses: set[int] = field(default_factory=set)
-    lags: bool = False
 
     async def attach(self) -> None:
         """Report for as long as the task lives; attach again when the stream breaks."""
         while True:
             try:
                 await self._attach_once()
-            except grpc.aio.AioRpcError:
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await asyncio.sleep(0.05)
 
     async def _attach_once(self) -> None:
@@ -72,7 +69,9 @@ class Replica:
         def state(version: int) -> replica_pb2.VersionState:
             if version in self.refuses:
                 return replica_pb2.VERSION_STATE_FAILED
-            return replica_pb2.VERSION_STATE_LOADING if self.lags else replica_pb2.VERSION_STATE_READY
+            return (
+                replica_pb2.VERSION_STATE_LOADING if self.lags else replica_pb2.VERSION_STATE_READY
+            )
 
         return replica_service_pb2.AttachRequest(
             replica_id=self.id,
@@ -99,9 +98,12 @@ class Mesh:
     metrics_port: int = field(default_factory=free_port)
     edge_port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
+    model: str = "flights"  # each test has a model of its own
 
     def __post_init__(self) -> None:
-        self.keys = {name: SigningKey.generate(name) for name in ("gateway", "inference", "workflows")}
+        self.keys = {
+            name: SigningKey.generate(name) for name in ("gateway", "inference", "workflows")
+        }
         self.issuing = SigningKey.generate("gateway-issuing")
         self.keys["gateway"].write(self.folder / "gateway.pem")
         self.issuing.write(self.folder / "issuing.pem")
@@ -170,6 +172,11 @@ class Mesh:
         return (("x-api-key", token),)
 
     @property
+    def name(self) -> str:
+        """The resource name of the model."""
+        return f"projects/default/models/{self.model}"
+
+    @property
     def traffic(self) -> traffic_service_pb2_grpc.TrafficServiceStub:
         return traffic_service_pb2_grpc.TrafficServiceStub(self.direct("test"))
 
@@ -184,7 +191,7 @@ class Mesh:
     async def load(self, *versions: int) -> None:
         """Load versions and wait until every replica has them."""
         for version in versions:
-            name = f"{MODEL}/versions/{version}"
+            name = f"{self.name}/versions/{version}"
             request = replica_service_pb2.LoadVersionRequest(name=name, digest=DIGEST)
             await self.replicas.LoadVersion(request, metadata=self.as_service(), timeout=5)
             ready = await self.replicas.GetVersionReadiness(
@@ -196,7 +203,7 @@ class Mesh:
 
     async def set(self, expected: int, *weights: tuple[int, int], **more) -> traffic_pb2.Traffic:
         request = traffic_service_pb2.SetTrafficRequest(
-            name=f"{MODEL}/traffic",
+            name=f"{self.name}/traffic",
             expected_generation=expected,
             weights=[traffic_pb2.Weight(version=v, weight=w) for v, w in weights],
             **more,
@@ -204,15 +211,22 @@ class Mesh:
         return await self.traffic.SetTraffic(request, metadata=self.as_service(), timeout=10)
 
     async def get(self) -> traffic_pb2.Traffic:
-        request = traffic_service_pb2.GetTrafficRequest(name=f"{MODEL}/traffic")
+        request = traffic_service_pb2.GetTrafficRequest(name=f"{self.name}/traffic")
         return await self.traffic.GetTraffic(
             request, metadata=self.as_service(), timeout=20, wait_for_ready=True
         )
 
     async def evidence(self, rollout: str = ""):
         stub = evidence_service_pb2_grpc.EvidenceServiceStub(self.direct("test"))
-        request = evidence_service_pb2.GetEvidenceRequest(model=MODEL, rollout=rollout)
+        request = evidence_service_pb2.GetEvidenceRequest(model=self.name, rollout=rollout)
         return await stub.GetEvidence(request, metadata=self.as_service(), timeout=5)
+
+    async def until_lossless(self, rollout: str = "") -> None:
+        """Wait until Envoy's counters say that nothing is missing."""
+        end = asyncio.get_running_loop().time() + 15
+        while not (await self.evidence(rollout)).complete:
+            assert asyncio.get_running_loop().time() < end, await self.evidence(rollout)
+            await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -226,7 +240,7 @@ async def mesh(folder: Path, database_url: str, backends: list[Backend]) -> Asyn
     running.start_gateway()
     tasks = []
     try:
-        await until(lambda: (folder / "credential.json").exists() or _died(running))
+        await until(lambda: (folder / "credential.json").exists() or _died(running), 60)
         running.envoy.start()
         for index, backend in enumerate(backends):
             replica = Replica(running, backend, f"replica-{index}")

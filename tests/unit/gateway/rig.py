@@ -22,7 +22,7 @@ import grpc
 import volary_contract
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary_gateway.plane import Plane
@@ -58,6 +58,7 @@ class Seen:
 
     method: str
     metadata: dict[str, str]
+    time_left_s: float
 
 
 class Backend(v2_grpc.GRPCInferenceServiceServicer):
@@ -111,7 +112,7 @@ class Backend(v2_grpc.GRPCInferenceServiceServicer):
 
     async def _note(self, method, context) -> None:
         metadata = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
-        self.seen.append(Seen(method, metadata))
+        self.seen.append(Seen(method, metadata, context.time_remaining() or 0.0))
         version = metadata.get("volary-version", "")
         context.set_trailing_metadata((("volary-version", version), ("volary-tier", "model")))
         if self.fail is not None:
@@ -229,10 +230,13 @@ class Rig:
             otlp=self.otlp,
         )
 
-    def token(self, project: str = "default", life_s: float = 600) -> str:
+    def token(
+        self, project: str = "default", life_s: float = 600, key_id: str | None = None
+    ) -> str:
         return mint_api_key(
-            self.key, "tester", ["predictor"], project=project, life_s=life_s, clock=SystemClock()
-        )
+            self.key, "tester", ["predictor"],
+            project=project, life_s=life_s, clock=SystemClock(), key_id=key_id,
+        )  # fmt: skip
 
     def channel(self) -> grpc.aio.Channel:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -245,7 +249,6 @@ class Rig:
         als_pb2_grpc.add_AccessLogServiceServicer_to_server(self.logs, self.server)
         self.server.add_insecure_port(f"127.0.0.1:{self.control_port}")
         await self.server.start()
-
 
 
 @asynccontextmanager

@@ -31,12 +31,11 @@ class Replica:
 
     def __init__(self, folder: Path, keys: Keys, peers: Peers, redis_url: str | None) -> None:
         self.keys = keys
-        self.port, self.control_port = free_port(), free_port()
+        self.port = self.control_port = 0
+        self._arguments: tuple[str, ...] = ()
         self.data_dir = folder / "data"
         self._log = folder / "replica.log"
         self._environment = {
-            "VOLARY_INFERENCE_PORT": str(self.port),
-            "VOLARY_INFERENCE_CONTROL_PORT": str(self.control_port),
             "VOLARY_INFERENCE_DATA_DIR": str(self.data_dir),
             "VOLARY_INFERENCE_JWKS_FILE": str(keys.jwks),
             "VOLARY_INFERENCE_SERVICE_KEY_FILE": str(keys.service_key),
@@ -50,26 +49,39 @@ class Replica:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
+        self._arguments = arguments
+        self.port, self.control_port = free_port(), free_port()
+        ports = {
+            "VOLARY_INFERENCE_PORT": str(self.port),
+            "VOLARY_INFERENCE_CONTROL_PORT": str(self.control_port),
+        }
         command = [sys.executable, "-m", "volary_inference", *arguments]
-        with self._log.open("ab") as log:
+        with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=os.environ | self._environment, stdout=log, stderr=log
+                command, env=os.environ | self._environment | ports, stdout=log, stderr=log
             )
 
     async def ready(self) -> None:
+        await eventually(self._is_serving, within_s=READY_S, what="readiness of the replica")
+
+    async def _is_serving(self) -> bool:
+        self._require_alive()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            try:
+                health = health_pb2_grpc.HealthStub(channel)
+                reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+            except grpc.aio.AioRpcError:
+                return False
+            return reply.status == health_pb2.HealthCheckResponse.SERVING
 
-            async def is_serving() -> bool:
-                assert self.process is not None
-                assert self.process.poll() is None, self._log.read_text()[-2_000:]
-                try:
-                    reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=1)
-                except grpc.aio.AioRpcError:
-                    return False
-                return reply.status == health_pb2.HealthCheckResponse.SERVING
-
-            await eventually(is_serving, within_s=READY_S, what="readiness of the replica")
+    def _require_alive(self) -> None:
+        """Start again where another process took the port that was free a moment ago."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            return
+        log = self._log.read_text()
+        assert "the port is taken" in log, log[-2_000:]
+        self.start(*self._arguments)
 
     def kill(self) -> None:
         assert self.process is not None

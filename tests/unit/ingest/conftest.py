@@ -49,19 +49,55 @@ PARCELS: dict[str, Any] = {
             {"name": "arrived_at", "from": "arrived", "type": "timestamp"},
             {"name": "weight", "type": "float64"},
         ],
-        "derive": [{"name": "zone", "lookup": {"source": "hubs", "key": "hub", "column": "zone", "by": "hub"}}],
+        "derive": [
+            {
+                "name": "zone",
+                "lookup": {"source": "hubs", "key": "hub", "column": "zone", "by": "hub"},
+            }
+        ],
         "keys": ["number", "hub"],
         "event_time": "sent_at",
         "known_at": "arrived_at",
         "contract": [
-            {"name": "arrived", "check": "not_null", "column": "arrived_at", "severity": "quarantine"},
-            {"name": "weight_given", "check": "not_null", "column": "weight", "severity": "default", "value": 1.5},
-            {"name": "weight_plausible", "check": "range", "column": "weight", "min": 0, "max": 50, "severity": "quarantine"},
-            {"name": "hub_known", "check": "references", "column": "hub", "source": "hubs", "key": "hub", "severity": "warn"},
-            {"name": "mostly_good", "check": "quarantine_rate", "max": 0.5, "severity": "halt", "min_rows": 4},
+            {
+                "name": "arrived",
+                "check": "not_null",
+                "column": "arrived_at",
+                "severity": "quarantine",
+            },
+            {
+                "name": "weight_given",
+                "check": "not_null",
+                "column": "weight",
+                "severity": "default",
+                "value": 1.5,
+            },
+            {
+                "name": "weight_plausible",
+                "check": "range",
+                "column": "weight",
+                "min": 0,
+                "max": 50,
+                "severity": "quarantine",
+            },
+            {
+                "name": "hub_known",
+                "check": "references",
+                "column": "hub",
+                "source": "hubs",
+                "key": "hub",
+                "severity": "warn",
+            },
+            {
+                "name": "mostly_good",
+                "check": "quarantine_rate",
+                "max": 0.5,
+                "severity": "halt",
+                "min_rows": 4,
+            },
         ],
     },
-}  # fmt: skip
+}
 DAY_US = 86_400_000_000
 START_US = 1_577_836_800_000_000  # 2020-01-01T00:00:00Z
 
@@ -101,7 +137,9 @@ class Rig:
     async def progress(self, _rows: int, stage: str) -> None:
         self.stages.append(stage)
 
-    async def pull(self, source: str = "parcels", until_us: int | None = None, **more: Any) -> Pulled:
+    async def pull(
+        self, source: str = "parcels", until_us: int | None = None, **more: Any
+    ) -> Pulled:
         return await self.pulls.run(key(source), until_us, self.progress, **more)
 
     async def rows(self, source: str = "parcels") -> pl.DataFrame:
@@ -127,7 +165,7 @@ async def make_rig(make_database: Callable[[str], Awaitable[Database]], tmp_path
     async def make(frames: Callable[[Path], Frames] = Frames) -> Rig:
         database, clock = await make_database("ingest"), ManualClock()
         files = frames(tmp_path / "files")
-        references = ReferenceTables(database, files)
+        references = ReferenceTables(files)
         tables: dict[str, list[TextRow]] = {"hubs": [{"hub": "OSL", "zone": "Europe/Oslo"}]}
 
         def read(source: Source) -> pl.DataFrame:

@@ -51,9 +51,7 @@ async def test_a_push_that_brings_nothing_leaves_no_batch(pushed: Any, new_parce
     assert len(await pushed.catalog.batches(KEY, Page(10))) == 1
 
 
-async def test_poison_is_put_aside_once_and_the_rest_is_taken(
-    pushed: Any, new_parcel: Any
-) -> None:
+async def test_poison_is_put_aside_once_and_the_rest_is_taken(pushed: Any, new_parcel: Any) -> None:
     rows = [new_parcel(1), new_parcel(2, weight="heavy"), new_parcel(3, weight=None)]
     for _attempt in range(2):
         report = await pushed.pushes.push(KEY, rows, None)

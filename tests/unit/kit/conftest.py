@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from prometheus_client import CollectorRegistry
 from volary_kit.calls import current_call
 from volary_kit.clock import SystemClock
-from volary_kit.errors import NotFound
+from volary_kit.errors import NotFound, Unavailable, VolaryError
 from volary_kit.health import Health
 from volary_kit.identity import (
     KEY_ISSUER,
@@ -107,6 +107,19 @@ def behave(request: Any) -> Any:
     return Answer(text=request.text, number=request.number)
 
 
+class Attempts:
+    """Refuse the first calls of each text with UNAVAILABLE, and remember what came."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.seen: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.seen.append(text)
+        if len(self.seen) <= self.failures:
+            raise Unavailable("AWAY", "away")
+
+
 class _Generated:
     """Stands where the generated base servicer does."""
 
@@ -120,8 +133,10 @@ _Generated.Missing.__module__ = "volary.test.v1.shapes_pb2_grpc"
 class AioShapes(_Generated):
     def __init__(self) -> None:
         self.ended: list[str] = []
+        self.attempts = Attempts(0)
 
     async def Unary(self, request: Any, context: Any) -> Any:
+        self.attempts.note(request.text)
         if request.text == "slow":
             await asyncio.sleep(60)
         return behave(request)
@@ -137,7 +152,12 @@ class AioShapes(_Generated):
         yield behave(request)
 
     async def Both(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for request in requests:
+        # as a handler that reads in a task of its own might: what ends the requests is lost
+        taken: list[Any] = []
+        with suppress(VolaryError):
+            async for request in requests:
+                taken.append(request)  # noqa: PERF401 - what came before a failure is kept
+        for request in taken:
             yield behave(request)
 
     async def Forever(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -149,7 +169,11 @@ class AioShapes(_Generated):
 
 
 class SyncShapes(_Generated):
+    def __init__(self) -> None:
+        self.attempts = Attempts(0)
+
     def Unary(self, request: Any, context: Any) -> Any:
+        self.attempts.note(request.text)
         if request.text == "slow":
             _hold(context)
         return behave(request)
@@ -162,7 +186,10 @@ class SyncShapes(_Generated):
         yield behave(request)
 
     def Both(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        for request in requests:
+        taken: list[Any] = []
+        with suppress(VolaryError):
+            taken.extend(requests)
+        for request in taken:
             yield behave(request)
 
     def Forever(self, request: Any, context: Any) -> Iterator[Any]:

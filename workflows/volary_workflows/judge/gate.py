@@ -5,13 +5,15 @@ loss(production), and the candidate is not inferior when E[d] is below the decla
 at level alpha. It needs only n, the mean and the sample variance of d, and the range that the
 loss allows. The rows are fixed before, so this is a test of one look, unlike the judge's.
 
-`empirical_bernstein` (Maurer and Pontil, "Empirical Bernstein bounds and sample variance
-penalization", COLT 2009, theorem 4): with probability >= 1 - alpha
+`normal` uses the central limit theorem, E[d] <= mean + z(1 - alpha) sqrt(V/n), V the sample
+variance, and wants 1,000 rows. `empirical_bernstein` (Maurer and Pontil, "Empirical Bernstein
+bounds and sample variance penalization", COLT 2009, theorem 4) assumes bounded independent rows
+alone: with probability >= 1 - alpha, R the range,
 
-    E[d] <= mean + sqrt(2 V log(2/alpha) / n) + 7 R log(2/alpha) / (3 (n - 1)),
+    E[d] <= mean + sqrt(2 V log(2/alpha) / n) + 7 R log(2/alpha) / (3 (n - 1)).
 
-V the sample variance, R the range; no assumption but bounded independent rows. `normal` replaces
-the last two terms by z(1 - alpha) sqrt(V/n), the central limit theorem's, and wants 1,000 rows.
+Its last term asks for many rows where the loss is nearly unbounded: for a log loss clipped at
+10^-6 (R = 27.6) and alpha = 1 %, 34,000 rows for 0.01 nats.
 """
 
 from __future__ import annotations

@@ -50,13 +50,13 @@ class GateRule:
     """What an evaluation before the rollout must show.
 
     `margin` is in units of the metric: nats for `log_loss`, squared probability for `brier`,
-    share of rows for `error`. `method` is `empirical_bernstein` or `normal`.
+    share of rows for `error`. `method` is `normal` or `empirical_bernstein`.
     """
 
     metric: str = "log_loss"
     margin: float = 0.01
     alpha: float = 0.01
-    method: str = "empirical_bernstein"
+    method: str = "normal"
     min_rows: int = 1_000
 
 
@@ -80,7 +80,8 @@ class Cell:
     """Candidate and baseline within one step and generation of traffic.
 
     `share` is the candidate's declared share of the calls, in [0, 1]; for a shadow cell it is the
-    mirrored fraction of the calls that the baseline answered.
+    mirrored fraction of the calls that the baseline answered. `complete` is false when records
+    of it may have been lost: then it still counts against the candidate, never for it.
     """
 
     step: str
@@ -89,6 +90,7 @@ class Cell:
     candidate: Counts
     baseline: Counts
     shadow: bool = False
+    complete: bool = True
 
     @property
     def event_share(self) -> float:
@@ -103,8 +105,7 @@ class Inputs:
     `cells` are in order of generation. `thresholds_us` are the edges frozen before the rollout at
     the baseline's quantiles; empty when there was no traffic to freeze them on, and then every
     edge is tested. `sticky` says that users stay with their version, so users are counted
-    instead of calls. `complete` is false when records may have been lost. `acknowledged` holds
-    the reason codes that a person has accepted.
+    instead of calls. `acknowledged` holds the reason codes that a person has accepted.
     """
 
     guards: list[Guard]
@@ -112,7 +113,6 @@ class Inputs:
     edges_us: list[int] = field(default_factory=list)
     thresholds_us: list[int] = field(default_factory=list)
     sticky: bool = False
-    complete: bool = True
     acknowledged: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ MOST_CALLS = 1e9
 WORDS = {
     CANDIDATE_WORSE: "the candidate is worse than the baseline, by more than the declared floor",
     TINY_REGRESSION: "the candidate is certainly worse, by less than the declared floor",
-    INCOMPLETE_EVIDENCE: "records of some attempts are missing, so nothing can pass on them",
+    INCOMPLETE_EVIDENCE: "records of this step may be missing, so nothing can pass on it",
     SHARE_MISMATCH: "the calls did not arrive in the declared shares",
     NEEDS_MORE_CALLS: "too few calls to rule out a regression",
     CANNOT_PASS: "no number of calls at these rates would show that the candidate is good enough",
@@ -90,7 +90,7 @@ def judge(inputs: Inputs) -> Verdict:
     inferior (an intersection-union test needs no correction). Else INCONCLUSIVE.
     """
     if not inputs.cells or not any(cell.candidate.calls for cell in inputs.cells):
-        return _nothing_yet(inputs)
+        return _nothing_yet()
     findings = [_find(guard, inputs) for guard in inputs.guards]
     worse = _combined([(guard.alpha, f.log_worse) for guard, f in _pairs(inputs, findings)])
     blocks = _blocks(inputs)
@@ -134,7 +134,7 @@ def _promotion(
 
 def _blocks(inputs: Inputs) -> list[str]:
     """Return what stands against PASS whatever the counts say."""
-    codes = [] if inputs.complete else [INCOMPLETE_EVIDENCE]
+    codes = [] if inputs.cells[-1].complete else [INCOMPLETE_EVIDENCE]
     assignment = assignment_series(inputs)
     if assignment.shares.size:
         mismatch = float(log_misassigned(assignment)) >= -math.log(ALPHA_OF_ASSIGNMENT)
@@ -144,8 +144,10 @@ def _blocks(inputs: Inputs) -> list[str]:
 
 def _find(guard: Guard, inputs: Inputs) -> GuardFinding:
     series = series_of(guard, inputs)
+    sound = [cell for cell in inputs.cells if cell.complete]
+    sure = series_of(guard, replace(inputs, cells=sound)) if sound else []
     worse = [float(log_worse(each, guard.tolerated_ratio)) for each in series]
-    good = _log_good(guard, series)
+    good = _log_good(guard, sure)
     is_good = good >= -math.log(guard.alpha)
     worst = series[int(np.argmax(worse))] if series else None
     return GuardFinding(
@@ -160,7 +162,7 @@ def _find(guard: Guard, inputs: Inputs) -> GuardFinding:
         candidate_calls=int(worst.candidate_calls.sum()) if worst else 0,
         baseline_calls=int(worst.baseline_calls[worst.splits].sum()) if worst else 0,
         is_good=is_good,
-        more_calls=0 if is_good else _calls_until_good(guard, series),
+        more_calls=0 if is_good else _calls_until_good(guard, sure),
     )
 
 
@@ -201,9 +203,8 @@ def _more_calls(inputs: Inputs, findings: list[GuardFinding]) -> int:
     return -1 if any(need < 0 for need in needs) else max(needs, default=0)
 
 
-def _nothing_yet(inputs: Inputs) -> Verdict:
-    codes = [NO_CALLS, *([] if inputs.complete else [INCOMPLETE_EVIDENCE])]
-    return Verdict(INCONCLUSIVE, codes, [WORDS[code] for code in codes], -1, 0.0, [])
+def _nothing_yet() -> Verdict:
+    return Verdict(INCONCLUSIVE, [NO_CALLS], [WORDS[NO_CALLS]], -1, 0.0, [])
 
 
 def _mean(logs: list[float]) -> np.float64:

@@ -9,7 +9,7 @@ from typing import Any
 from volary_kit.durations import parse_us
 from volary_kit.errors import InvalidArgument
 
-from volary_workflows.judge.gate import EMPIRICAL_BERNSTEIN, METHODS
+from volary_workflows.judge.gate import METHODS, NORMAL
 from volary_workflows.judge.inputs import GateRule
 from volary_workflows.retrain.messages import TrainingPlan
 from volary_workflows.rollout.specification import SpecificationError, read_specification
@@ -59,7 +59,7 @@ def _gate(gate: Mapping[str, Any]) -> GateRule:
         metric=str(gate.get("metric", "log_loss")),
         margin=_number(gate.get("margin", 0.01), "gate.margin"),
         alpha=_number(gate.get("alpha", 0.01), "gate.alpha"),
-        method=str(gate.get("method", EMPIRICAL_BERNSTEIN)),
+        method=str(gate.get("method", NORMAL)),
         min_rows=int(_number(gate.get("min_rows", 1_000), "gate.min_rows")),
     )
     if rule.metric not in METRICS:

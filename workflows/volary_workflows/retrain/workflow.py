@@ -20,6 +20,7 @@ from temporalio.exceptions import (
     ApplicationError,
     ChildWorkflowError,
     WorkflowAlreadyStartedError,
+    is_cancelled_exception,
 )
 
 with workflow.unsafe.imports_passed_through():
@@ -73,10 +74,11 @@ class RetrainWorkflow:
         """Go through the stages; the result says what happened."""
         try:
             await self._learn()
-        except (ActivityError, ApplicationError) as error:
-            self._end(Outcome.FAILED, f"{self._status.stage}: {error.__cause__ or error}")
-        except asyncio.CancelledError:
-            self._end(Outcome.CANCELLED, f"cancelled while {self._status.stage}")
+        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            if is_cancelled_exception(error):
+                self._end(Outcome.CANCELLED, f"cancelled while {self._status.stage}")
+            else:
+                self._end(Outcome.FAILED, f"{self._status.stage}: {error.__cause__ or error}")
         return self._status
 
     async def _learn(self) -> None:

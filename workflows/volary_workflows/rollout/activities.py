@@ -40,9 +40,9 @@ from volary_workflows.rollout.messages import (
     TrafficState,
 )
 
-READY_WAIT_S = 20.0
+READY_WAIT_S = 5.0
 EFFECT_POLL_S = 0.1
-STICKY_ERRORS = "MISSING_KEY_BASELINE"
+MISSING_KEY = "MISSING_KEY_BASELINE"
 
 
 class RolloutActivities:
@@ -72,7 +72,7 @@ class RolloutActivities:
             generation=traffic.generation if traffic else 0,
             approval=model_pb2.ApprovalState.Name(version.approval.state),
             approved_by=version.approval.principal,
-            thresholds_us=await self._thresholds(subject, production) if production else [],
+            thresholds_us=await self._thresholds(subject, traffic) if traffic else [],
             problems=list(_refusals(spec, version, production)),
         )
 
@@ -156,7 +156,6 @@ class RolloutActivities:
             edges_us=edges_of(evidence),
             thresholds_us=task.thresholds_us,
             sticky=task.sticky,
-            complete=evidence.complete,
             acknowledged=task.acknowledged,
         )
         verdict = judge(inputs)
@@ -216,12 +215,16 @@ class RolloutActivities:
         except NotFound:
             return None
 
-    async def _thresholds(self, subject: Subject, production: int) -> list[int]:
-        """Freeze the latency thresholds on what production did before the rollout."""
+    async def _thresholds(self, subject: Subject, traffic: traffic_pb2.Traffic) -> list[int]:
+        """Freeze the latency thresholds on what production has done under the present traffic."""
         evidence = await self._evidence.GetEvidence(
-            evidence_service_pb2.GetEvidenceRequest(model=model_name(subject))
+            evidence_service_pb2.GetEvidenceRequest(
+                model=model_name(subject),
+                rollout=_id_of(traffic.rollout),
+                from_generation=traffic.generation,
+            )
         )
-        counts = latency_of(evidence, production)
+        counts = latency_of(evidence, traffic.production_version)
         return freeze_thresholds(edges_of(evidence), counts, QUANTILES)
 
 
@@ -249,7 +252,7 @@ def traffic_request(change: TrafficChange) -> traffic_service_pb2.SetTrafficRequ
     if change.sticky_by:
         request.stickiness.header = change.sticky_by
         request.stickiness.salt = change.rollout[:64]
-        request.stickiness.missing_key = traffic_pb2.MissingKey.Value(STICKY_ERRORS)
+        request.stickiness.missing_key = traffic_pb2.MissingKey.Value(MISSING_KEY)
     return request
 
 
@@ -296,4 +299,8 @@ def _is_news(task: JudgeTask, look: Look) -> bool:
 
 def _state(traffic: traffic_pb2.Traffic) -> TrafficState:
     cause = traffic_pb2.Cause.Name(traffic.cause).removeprefix("CAUSE_")
-    return TrafficState(traffic.generation, cause, traffic.rollout.rpartition("/")[2])
+    return TrafficState(traffic.generation, cause, _id_of(traffic.rollout))
+
+
+def _id_of(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -34,6 +34,7 @@ def cells_of(
                 candidate=counts_of(_of(mine, candidate, is_shadow=is_shadow)),
                 baseline=counts_of(_of(mine, baseline, is_shadow=False)),
                 shadow=is_shadow,
+                complete=all(variant.complete for variant in mine),
             )
         )
     return cells

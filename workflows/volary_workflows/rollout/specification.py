@@ -103,8 +103,8 @@ def _problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
 def _stage_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
     if not 0 < spec.bake_s <= LONGEST_S:
         yield "bake", "must be above 0 and at most 30 days"
-    if not (spec.poll_s == 0 or 0.05 <= spec.poll_s <= 3_600):
-        yield "poll", "must be 50 ms to 1 h"
+    if not (spec.poll_s == 0 or 0.05 <= spec.poll_s <= 86_400):
+        yield "poll", "must be 50 ms to 24 h"
     if spec.shadow is None:
         return
     if not 0 < spec.shadow.fraction <= 1:
@@ -152,7 +152,8 @@ def _guard_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
             yield f"{at}.min_effect", "must be a share below 1"
         if guard.limit_us < 0:
             yield f"{at}.limit", "must not be negative"
-    if sum(guard.alpha for guard in spec.guards) >= 1:
+    alphas = [guard.alpha for guard in spec.guards]
+    if all(0 < alpha < 1 for alpha in alphas) and sum(alphas) >= 1:
         yield "guards", "their alphas must sum to less than 1"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.judge.inputs import FAIL, PASS, TINY_REGRESSION
@@ -42,8 +42,9 @@ RETRY = RetryPolicy(
     backoff_coefficient=1.5,
     maximum_interval=timedelta(seconds=10),
 )
-ATTEMPT = timedelta(seconds=60)
-HEARTBEAT = timedelta(seconds=30)
+ATTEMPT = timedelta(seconds=15)  # how long a killed worker may go unnoticed
+WAITING = {"load_version": timedelta(minutes=2), "set_traffic": timedelta(minutes=1)}
+HEARTBEAT = timedelta(seconds=12)  # the longest single call of the two takes 10 s
 PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the rollout turns back
 LEAST_POLL_S, MOST_POLL_S = 0.25, 300.0
 APPROVED = "APPROVAL_STATE_APPROVED"
@@ -79,10 +80,11 @@ class RolloutWorkflow:
             await self._go_on()
         except Ended as end:
             await self._turn_back(end)
-        except asyncio.CancelledError:
-            await self._turn_back(Ended(State.ABORTED, "cancelled"))
-        except ActivityError as error:
-            await self._turn_back(Ended(State.ROLLED_BACK, f"failed: {_cause_of(error)}"))
+        except (ActivityError, asyncio.CancelledError) as error:
+            if is_cancelled_exception(error):
+                await self._turn_back(Ended(State.ABORTED, "cancelled"))
+            else:
+                await self._turn_back(Ended(State.ROLLED_BACK, f"failed: {_cause_of(error)}"))
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self.status()
 
@@ -384,9 +386,9 @@ class RolloutWorkflow:
             name,
             message,
             result_type=result,
-            start_to_close_timeout=ATTEMPT,
+            start_to_close_timeout=WAITING.get(name, ATTEMPT),
             schedule_to_close_timeout=patience,
-            heartbeat_timeout=HEARTBEAT if name in ("load_version", "set_traffic") else None,
+            heartbeat_timeout=HEARTBEAT if name in WAITING else None,
             retry_policy=RETRY,
         )
 
@@ -548,8 +550,8 @@ def _now_s() -> float:
     return workflow.now().timestamp()
 
 
-def _cause_of(error: ActivityError) -> str:
-    return f"{_type_of(error)}: {error.cause}"
+def _cause_of(error: BaseException) -> str:
+    return str(error.__cause__ or error)
 
 
 def _type_of(error: ActivityError) -> str:

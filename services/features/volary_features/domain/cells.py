@@ -98,7 +98,7 @@ class CellLayout:
         return cells[~is_again] if is_again.any() else cells
 
     def compacted(self, cells: Cells, ladder: Ladder, oldest_us: int) -> Cells:
-        """Return ordered cells with the past in tiles, as coarse as reads from `oldest_us` allow."""
+        """Return ordered cells, the past in tiles as coarse as reads from `oldest_us` allow."""
         starts, is_moved, is_kept = ladder.tiles(cells["at"].astype(np.int64), oldest_us)
         if not is_moved.any() and is_kept.all():
             return cells

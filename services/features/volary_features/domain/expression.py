@@ -31,8 +31,9 @@ MONDAY_OFFSET_DAYS = 3  # 1970-01-01 was a Thursday
 
 
 def _each(function: Callable[[float], float]) -> Callable[[Numbers], Numbers]:
-    """Apply a function of libm to every number: numpy's own vector versions round differently
-    for one number and for many.
+    """Apply a function of libm to every number.
+
+    numpy's own vector versions may round one number and many differently.
     """
 
     def apply(values: Numbers) -> Numbers:
@@ -157,7 +158,7 @@ def _operands(node: ast.expr) -> list[ast.expr]:
 
 def _number(value: object) -> np.float64:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("has a constant that is no number")
+        raise ValueError("has a constant that is no number")  # noqa: TRY004 - the text is wrong
     try:
         return np.float64(float(value))
     except OverflowError:

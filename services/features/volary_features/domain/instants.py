@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -103,10 +104,8 @@ class Ladder:
 def nesting_fault(windows: Sequence[Window]) -> str | None:
     """Return what keeps tiles of these windows from nesting, None when they do."""
     hops = sorted({window.hop_us for window in windows})
-    for finer, coarser in zip(hops, hops[1:], strict=False):
+    for finer, coarser in pairwise(hops):
         if coarser % finer:
             return f"hop {coarser} us is no multiple of hop {finer} us"
-    return next(
-        (f"hop {w.hop_us} us is longer than its window" for w in windows if w.hop_us > w.length_us),
-        None,
-    )
+    too_long = [window for window in windows if window.hop_us > window.length_us]
+    return f"hop {too_long[0].hop_us} us is longer than its window" if too_long else None

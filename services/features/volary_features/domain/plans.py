@@ -21,6 +21,7 @@ class RollingPlan:
     """How a rolling view's numbers come from the totals of its windows."""
 
     spec: RollingSpec
+    has_watermark = True  # its records come by the stream
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from volary_kit.errors import PermissionDenied
+
+LAUNCHER = "services/launcher"
 DAY_US = 86_400 * 1_000_000
 DEFAULT_LIFE_US = 90 * DAY_US
 
@@ -29,3 +32,9 @@ class Project:
     id: str
     display_name: str
     created_us: int
+
+
+def require_may_issue(subject: str) -> None:
+    """Raise PermissionDenied for a service other than the launcher, which makes the first key."""
+    if subject.startswith("services/") and subject != LAUNCHER:
+        raise PermissionDenied("ROLE_MISSING", f"{subject} may not issue API keys")

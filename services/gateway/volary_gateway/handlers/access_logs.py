@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from volary_kit.timestamps import duration_us, to_us
 
 from volary_gateway.domain.evidence import CANCELLED, DEADLINE, NO_STATUS, Attempt, Variant
-from volary_gateway.domain.names import RouteName, VersionName
+from volary_gateway.domain.names import ModelName, RouteName
 from volary_gateway.handlers import Context
 from volary_gateway.recorder import Recorder
 from volary_gateway.xds.logs import REFUSALS
 
 Entry = accesslog_pb2.HTTPAccessLogEntry
+SERVICE: str = als_pb2.DESCRIPTOR.services_by_name["AccessLogService"].full_name
 UNAVAILABLE = 14
+Hostless = Callable[[ModelName, int], int]
 CALLER_LEFT = ("downstream_connection_termination", "downstream_remote_reset")
 TIME_OVER = ("upstream_max_stream_duration_reached", "duration_timeout", "upstream_request_timeout")
 
@@ -26,8 +28,9 @@ TIME_OVER = ("upstream_max_stream_duration_reached", "duration_timeout", "upstre
 class AccessLogHandler(als_pb2_grpc.AccessLogServiceServicer):
     """Take what Envoy logs; a stream that ends may have taken records with it."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, hostless: Hostless) -> None:
         self._recorder = recorder
+        self._hostless = hostless
 
     async def StreamAccessLogs(
         self,
@@ -46,7 +49,7 @@ class AccessLogHandler(als_pb2_grpc.AccessLogServiceServicer):
 
     def _take(self, entry: Entry, *, is_refusal: bool) -> None:
         cluster = "" if is_refusal else entry.common_properties.upstream_cluster
-        attempt = refusal_of(entry) if is_refusal else attempt_of(entry)
+        attempt = refusal_of(entry, self._hostless) if is_refusal else attempt_of(entry)
         self._recorder.record(cluster, _ended_us(entry), attempt)
 
 
@@ -71,22 +74,23 @@ def attempt_of(entry: Entry) -> Attempt | None:
     )
 
 
-def refusal_of(entry: Entry) -> Attempt | None:
-    """Return the failure of a call that found no host of its version."""
-    common, headers = entry.common_properties, entry.request.request_headers
-    version = VersionName.of_cluster(common.upstream_cluster)
-    if version is None:
+def refusal_of(entry: Entry, hostless: Hostless) -> Attempt | None:
+    """Return the failure of a call that found no host of its version.
+
+    Envoy logs neither version nor cluster of it: whoever knows the replicas tells.
+    """
+    project = entry.request.request_headers.get("volary-project", "")
+    name = RouteName.parse(entry.common_properties.route_name)
+    if name is None or not project:
         return None
-    variant = _variant(version.project, common.route_name, version.version, is_shadow=False)
-    if variant is None:
-        return None
-    user = headers.get("volary-user", "")
-    return Attempt(variant, UNAVAILABLE, "", None, _ended_us(entry), user)
+    version = hostless(ModelName(project, name.model), name.generation)
+    variant = _variant(project, str(name), version, is_shadow=False)
+    return Attempt(variant, UNAVAILABLE, "", None, _ended_us(entry)) if variant else None
 
 
 def _variant(project: str, route: str, version: int, *, is_shadow: bool) -> Variant | None:
     name = RouteName.parse(route)
-    if name is None or not project or not version:
+    if name is None or not project:
         return None
     return Variant(
         project, name.model, name.rollout, name.step, name.generation, version, is_shadow

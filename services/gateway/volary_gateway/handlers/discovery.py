@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from envoy.service.discovery.v3 import (
-    ads_pb2,  # noqa: F401 - registers the service's descriptor, which the policy check reads
-    ads_pb2_grpc,
-)
+from envoy.service.discovery.v3 import ads_pb2, ads_pb2_grpc
 
 from volary_gateway.handlers import Context
 from volary_gateway.plane import Plane
 from volary_gateway.xds.delta import Request, Response
+
+SERVICE: str = ads_pb2.DESCRIPTOR.services_by_name["AggregatedDiscoveryService"].full_name
 
 
 class DiscoveryHandler(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):

@@ -35,10 +35,8 @@ class EvidenceHandler(evidence_service_pb2_grpc.EvidenceServiceServicer):
             model=str(model),
             rollout=rollout,
             variants=[
-                _counters(
-                    stored, is_complete=is_counted and stored.variant.generation not in doubtful
-                )
-                for stored in variants
+                _counters(each, is_complete=is_counted and each.variant.generation not in doubtful)
+                for each in variants
             ],
             complete=is_counted and not doubtful,
             missing_records=sum(gap.lost for gap in gaps),

@@ -7,6 +7,7 @@ import secrets
 
 from volary.gateway.v1 import identity_pb2, identity_service_pb2, identity_service_pb2_grpc
 from volary.policy.v1 import policy_pb2
+from volary_kit.calls import current_call
 from volary_kit.clock import Clock
 from volary_kit.database import Database
 from volary_kit.errors import FailedPrecondition, InvalidArgument
@@ -15,7 +16,7 @@ from volary_kit.names import parse, project_of
 from volary_kit.timestamps import MICROS, duration_us, from_us
 
 from volary_gateway.controller import Controller
-from volary_gateway.domain.identity import DEFAULT_LIFE_US, ApiKey, Project
+from volary_gateway.domain.identity import DEFAULT_LIFE_US, ApiKey, Project, require_may_issue
 from volary_gateway.handlers import Context
 from volary_gateway.handlers.names import KEY
 from volary_gateway.store import identity as rows
@@ -55,6 +56,7 @@ class IdentityHandler(identity_service_pb2_grpc.IdentityServiceServicer):
         self, request: identity_service_pb2.CreateApiKeyRequest, context: Context
     ) -> identity_pb2.ApiKey:
         project = project_of(request.parent)
+        require_may_issue(current_call().principal.subject)
         life_us = duration_us(request.ttl) if request.HasField("ttl") else DEFAULT_LIFE_US
         key_id, created_us = secrets.token_hex(16), self._clock.now_us()
         roles = tuple(_role_name(role) for role in request.roles)

@@ -38,7 +38,7 @@ def replica_cluster(name: str) -> Cluster:
         type=Cluster.EDS,
         eds_cluster_config=Cluster.EdsClusterConfig(eds_config=ads()),
         connect_timeout=seconds(CONNECT_TIMEOUT_S),
-        lb_policy=Cluster.LEAST_REQUEST,
+        lb_policy=Cluster.ROUND_ROBIN,
         typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
         circuit_breakers=_breakers(),
         outlier_detection=_ejection(),

@@ -25,8 +25,9 @@ RouteAction = route_components_pb2.RouteAction
 DEFAULT_SCOPE = "-"
 SCOPE_HEADER = "volary-scope"
 RETRIES = 3
-# attempts after a crash follow each other at once; a replica that drains refuses its stream
-RETRY_ON = "connect-failure,refused-stream,reset,unavailable"
+# attempts after a crash follow each other at once; a replica that drains refuses its stream, one
+# that is stopped in mid-call answers CANCELLED
+RETRY_ON = "connect-failure,refused-stream,reset,unavailable,cancelled"
 RETRY_BASE_S = 0.001
 RETRY_MAX_S = 0.01
 # the Lua filter reads this to tell a known model from an unknown one

@@ -102,9 +102,9 @@ class PythonEngine:
         self, serving: Serving, ticket: Ticket, request: InferRequest
     ) -> Mapping[str, np.ndarray]:
         serving.batcher.put(ticket)
-        request.cancellation.on_cancel(ticket.cancel)
         try:
-            return ticket.wait(max(0.0, ticket.deadline_s - self._clock.monotonic_s()))
+            with request.cancellation.telling(ticket.cancel):
+                return ticket.wait(max(0.0, ticket.deadline_s - self._clock.monotonic_s()))
         except RunFailed as error:
             raise Internal("RUN_FAILED", "the graph failed on this input") from error
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from volary_inference.domain.tensors import Tensor
@@ -59,17 +60,22 @@ class Cancellation:
         """Say that nobody waits any more."""
         with self._lock:
             self._event.set()
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks = list(self._callbacks)
         for callback in callbacks:
             callback()
 
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Call back on cancellation, at once if it has happened."""
+    @contextmanager
+    def telling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call back on a cancellation within the block, at once if it has happened."""
         with self._lock:
-            if not self._event.is_set():
-                self._callbacks.append(callback)
-                return
-        callback()
+            self._callbacks.append(callback)
+        if self.is_set:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.remove(callback)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a cancellation; say whether it came."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def _shape_error(text: str, field: str) -> InvalidArgument:
 def from_raw(name: str, datatype: str, shape: Iterable[int], raw: bytes, field: str) -> Tensor:
     """Decode little-endian row-major bytes; fixed-size datatypes are not copied."""
     kind, sizes = datatype_of(datatype, field), checked_shape(shape, field)
-    elements = int(np.prod(sizes, dtype=object))
+    elements = math.prod(sizes)
     if kind.is_bytes:
         return Tensor(name, datatype, _filled(_split(raw, elements, field), sizes))
     expected = elements * kind.dtype.itemsize
@@ -83,7 +84,7 @@ def from_values(
 ) -> Tensor:
     """Make a tensor of typed contents; raise InvalidArgument where a value does not fit."""
     kind, sizes = datatype_of(datatype, field), checked_shape(shape, field)
-    elements = int(np.prod(sizes, dtype=object))
+    elements = math.prod(sizes)
     if len(values) != elements:
         raise InvalidArgument(
             "CONTENTS_SIZE_MISMATCH",

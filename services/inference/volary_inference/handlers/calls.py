@@ -10,9 +10,17 @@ import grpc
 from volary_kit import telemetry
 from volary_kit.calls import Call
 from volary_kit.errors import InvalidArgument
+from volary_kit.telemetry import names
 
-from volary_inference.domain.engine import TIER_MODEL, TIER_NONE
-from volary_inference.domain.predictions import Cancellation, ModelKey, Origin, VersionKey
+from volary_inference.domain.engine import TIER_MODEL, TIER_NONE, Engine
+from volary_inference.domain.predictions import (
+    Cancellation,
+    InferReply,
+    InferRequest,
+    ModelKey,
+    Origin,
+    VersionKey,
+)
 from volary_inference.domain.versions import Versions, version_not_found
 
 Context = grpc.ServicerContext
@@ -42,11 +50,12 @@ def chosen(call: Call, versions: Versions, model: ModelKey, asked: int | None) -
     return versions.choose(model, asked if header is None else header)
 
 
-def origin_of(call: Call) -> Origin:
-    """Return how the call came."""
+def origin_of(call: Call, position: int | None = None) -> Origin:
+    """Return how the call came; a stream's messages have keys of their own, by position."""
     attempt = call.text(ATTEMPT)
+    key = call.request_key
     return Origin(
-        request_key=call.request_key,
+        request_key=key if position is None else f"{key}/{position}",
         attempt=int(attempt) if attempt.isdecimal() and len(attempt) < len("1000") else 1,
         route=call.text(ROUTE),
         is_shadow=call.text(SHADOW).lower() == "true",
@@ -61,6 +70,22 @@ def cancellation_of(context: Context) -> Cancellation:
     if not context.add_callback(cancellation.cancel):
         cancellation.cancel()
     return cancellation
+
+
+def submitted(engine: Engine, request: InferRequest, deadline_s: float) -> InferReply:
+    """Ask the engine within a span of its own."""
+    attributes = {
+        names.MODEL: request.key.model,
+        names.VERSION: request.key.version,
+        names.SHADOW: request.origin.is_shadow,
+    }
+    with telemetry.span("infer", attributes) as span:
+        reply = engine.submit(request, deadline_s)
+        span.set(names.PREDICTION, reply.provenance.prediction_id)
+        span.set(names.TIER, reply.provenance.tier)
+        span.set(names.BATCH_ROWS, reply.provenance.batch_size)
+        span.set(names.QUEUE_US, reply.provenance.queue_us)
+    return reply
 
 
 @contextmanager

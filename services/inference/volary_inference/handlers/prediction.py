@@ -23,6 +23,7 @@ from volary_inference.handlers.calls import (
     marked,
     model_of,
     origin_of,
+    submitted,
 )
 
 SERVICE = "volary.inference.v1.PredictionService"
@@ -51,9 +52,8 @@ class PredictionHandler(_Servicer):
                     "FEATURE_SET_MISSING", "the version takes tensors: ask it through V2"
                 )
             vector = self._features.read(request, version.feature_set, version.schema_hash)
-            reply = self._engine.submit(
-                _request(request, key, serving, vector, call, context), call.deadline_s
-            )
+            asked = _request(request, key, serving, vector, call, context)
+            reply = submitted(self._engine, asked, call.deadline_s)
         return _response(reply, vector, call)
 
 

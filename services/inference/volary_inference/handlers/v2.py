@@ -10,9 +10,10 @@ from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc as rpc
 from volary_kit.calls import Call, current_call
 from volary_kit.errors import InvalidArgument, VolaryError
+from volary_kit.statuses import status_of
 
 from volary_inference.domain.engine import Engine
-from volary_inference.domain.predictions import About, InferRequest
+from volary_inference.domain.predictions import About, Cancellation, InferRequest, Origin
 from volary_inference.domain.versions import Versions
 from volary_inference.handlers.calls import (
     Context,
@@ -22,6 +23,7 @@ from volary_inference.handlers.calls import (
     model_of,
     number_of,
     origin_of,
+    submitted,
 )
 from volary_inference.handlers.v2_descriptions import (
     config_of,
@@ -134,45 +136,53 @@ class V2Handler(_Servicer):
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         call = current_call()
-        return self._infer(request, context, call, call.deadline_s)
+        origin, cancellation = origin_of(call), cancellation_of(context)
+        return self._infer(request, context, origin, cancellation, call.deadline_s)
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[pb.ModelInferRequest], context: Context
     ) -> Iterator[pb.ModelStreamInferResponse]:
         """Answer message by message; a failed one is told in its reply, the stream goes on."""
-        call = current_call()
+        call, cancellation = current_call(), cancellation_of(context)
         first: str | None = None
-        for request in request_iterator:
+        for position, request in enumerate(request_iterator):
             first = request.model_name if first is None else first
+            origin = origin_of(call, position)
             deadline_s = call.clock.monotonic_s() + self._stream_message_timeout_s
             try:
                 if request.model_name != first:
                     text = "a stream stays with the model of its first message"
                     raise InvalidArgument("MODEL_CHANGED", text, field="model_name")
-                reply = self._infer(request, context, call, deadline_s)
+                reply = self._infer(request, context, origin, cancellation, deadline_s)
             except VolaryError as error:
                 failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
-                yield pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed)
+                text = f"{error.reason}: {status_of(error).message}"
+                yield pb.ModelStreamInferResponse(error_message=text, infer_response=failed)
             else:
                 yield pb.ModelStreamInferResponse(infer_response=reply)
 
     def _infer(
-        self, request: pb.ModelInferRequest, context: Context, call: Call, deadline_s: float
+        self,
+        request: pb.ModelInferRequest,
+        context: Context,
+        origin: Origin,
+        cancellation: Cancellation,
+        deadline_s: float,
     ) -> pb.ModelInferResponse:
+        call = current_call()
         model = model_of(call, request.model_name, "model_name")
         key = chosen(call, self._versions, model, number_of(model, request.model_version))
         with marked(context, key):
-            reply = self._engine.submit(
-                InferRequest(
-                    key=key,
-                    inputs=tensors_of(request),
-                    origin=origin_of(call),
-                    outputs=tuple(output.name for output in request.outputs),
-                    about=_about(request),
-                    cancellation=cancellation_of(context),
-                ),
-                min(deadline_s, _asked_deadline_s(request, call)),
+            asked = InferRequest(
+                key=key,
+                inputs=tensors_of(request),
+                origin=origin,
+                outputs=tuple(output.name for output in request.outputs),
+                about=_about(request),
+                cancellation=cancellation,
             )
+            deadline_s = min(deadline_s, _asked_deadline_s(request, call))
+            reply = submitted(self._engine, asked, deadline_s)
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(key.version), id=request.id
         )

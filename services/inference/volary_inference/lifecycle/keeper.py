@@ -34,7 +34,7 @@ DRAIN_S = 30.0  # a batch that takes longer than this is stuck
 
 
 class Keeper:
-    """Loads what is wanted, drains what is not; `changed` is called after every step."""
+    """Loads what is wanted, drains what is not."""
 
     def __init__(
         self,
@@ -42,17 +42,20 @@ class Keeper:
         packages: PackageSource,
         loader: Loader,
         clock: Clock,
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._versions = versions
         self._packages = packages
         self._loader = loader
         self._clock = clock
-        self._changed = changed
+        self._changed: Callable[[], None] = lambda: None
         self._desired: Desired | None = None
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
         self._loading = asyncio.Semaphore(1)  # one load at a time leaves a core to the calls
         self._was_warm = False
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every step of a version."""
+        self._changed = changed
 
     @property
     def revision(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Literal, Self
 from zoneinfo import available_timezones
 
@@ -187,11 +188,16 @@ def _to_utc(local: pl.Expr, zone: str) -> pl.Expr:
     return there.dt.convert_time_zone("UTC").fill_null(gap)
 
 
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())  # walks the file system: once is enough
+
+
 def _by_zone(
     frame: pl.DataFrame, column: str, make: Callable[[str], pl.Expr], name: str
 ) -> pl.DataFrame:
     """Compute a column zone by zone: the engine wants a zone to be one for a whole column."""
-    known = available_timezones()
+    known = _zones()
     missing = pl.lit(None, dtype=DTYPES["timestamp"])
     parts = []
     for (zone,), part in frame.with_row_index("__place").group_by(column):

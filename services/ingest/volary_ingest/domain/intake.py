@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from volary_ingest.domain.derivation import References, derived
 from volary_ingest.domain.source import SourceSpec
 
 ROW, FIRST_BROKEN, REASON = "__row", "__rule", "__reason"
+MALFORMED_MASK = "__malformed_"
 KEY_SEPARATOR = "|"
 DONE = {
     "warn": "noted",
@@ -113,7 +114,7 @@ def take(
         accepted=good.select("record_id", "event_time", "known_at", *spec.kept()),
         duplicates=duplicates,
         aside=aside,
-        defaulted=_count(frame, *(_default_mask(rule) for rule in _defaults(spec))),
+        defaulted=sum(_counts(frame, map(_mask, _defaults(spec)))),
         outcomes=[*outcomes, *_batch_outcomes(frame, spec, len(aside)), *_own_outcomes(aside)],
         last_us=frame.select(pl.coalesce(PLACE).dt.epoch("us").max()).item(),
     )
@@ -121,14 +122,16 @@ def take(
 
 def _prepared(raw: pl.DataFrame, spec: SourceSpec, references: References) -> pl.DataFrame:
     """Return typed and derived columns, times and record id, and the masks on the way."""
+    values = {each.name: parsed(each.column, each.type, each.format) for each in spec.fields}
     frame = raw.select(
         pl.int_range(pl.len()).alias(ROW),
-        *(parsed(each.column, each.type, each.format).alias(each.name) for each in spec.fields),
-    )
-    came = [raw.get_column(each.column).is_not_null() for each in spec.fields]
-    frame = frame.with_columns(
-        (there & frame.get_column(each.name).is_null()).alias(f"__malformed_{each.name}")
-        for each, there in zip(spec.fields, came, strict=True)
+        *(value.alias(name) for name, value in values.items()),
+        *(
+            (pl.col(each.column).is_not_null() & values[each.name].is_null()).alias(
+                f"{MALFORMED_MASK}{each.name}"
+            )
+            for each in spec.fields
+        ),
     )
     frame = _with_defaults(frame, spec, references, {each.name for each in spec.fields})
     for step in spec.derive:
@@ -149,11 +152,9 @@ def _with_defaults(
         if rule.column in columns:
             dtype = frame.schema[rule.column]
             value = default_of(rule, dtype)
-            mask = frame.select(is_broken(rule, dtype, references) & value.is_not_null())
-            frame = frame.with_columns(mask.to_series().alias(_default_mask(rule)))
-            frame = frame.with_columns(
-                pl.when(_default_mask(rule)).then(value).otherwise(rule.column).alias(rule.column)
-            )
+            mask = is_broken(rule, dtype, references) & value.is_not_null()
+            better = pl.when(mask).then(value).otherwise(rule.column)
+            frame = frame.with_columns(mask.alias(_mask(rule)), better.alias(rule.column))
     return frame
 
 
@@ -174,30 +175,44 @@ def _marked(
     frame: pl.DataFrame, spec: SourceSpec, references: References
 ) -> tuple[pl.DataFrame, list[Outcome]]:
     """Mark each row with the rule that it broke first and say what each row rule found."""
-    faults = [(MALFORMED, f"{f.name} is no {f.type}", pl.col(f"__malformed_{f.name}"))
-              for f in spec.fields if f.malformed == "quarantine"]  # fmt: skip
-    outcomes = []
-    for rule in _row_rules(spec):
-        if rule.severity == "default":
-            outcomes.append(_row_outcome(rule, _count(frame, _default_mask(rule))))
-            continue
-        mask = is_broken(rule, frame.schema[rule.column], references)
-        outcomes.append(_row_outcome(rule, int(frame.select(mask.sum()).item() or 0)))
-        if rule.severity == "quarantine":
-            faults.append((rule.name, reason_of(rule), mask))
-    faults += [
-        (NO_KEY, f"a key is missing: {', '.join(spec.keys)}", pl.col("record_id").is_null()),
-        (NO_TIME, "event_time or known_at is missing",
-         pl.col("event_time").is_null() | pl.col("known_at").is_null()),
-        (KNOWN_TOO_EARLY, "it was known before it happened",
-         pl.col("known_at") < pl.col("event_time")),
-    ]  # fmt: skip
+    rules = _row_rules(spec)
+    masked = frame.with_columns(
+        is_broken(rule, frame.schema[rule.column], references).alias(_mask(rule))
+        for rule in rules
+        if rule.severity != "default"
+    )
+    outcomes = [
+        _row_outcome(rule, rows)
+        for rule, rows in zip(rules, _counts(masked, map(_mask, rules)), strict=True)
+    ]
+    faults = _faults(spec)
     names = [pl.when(mask).then(pl.lit(name)) for name, _, mask in faults]
     reasons = [pl.when(mask).then(pl.lit(reason)) for _, reason, mask in faults]
-    marked = frame.with_columns(
+    marked = masked.with_columns(
         pl.coalesce(names).alias(FIRST_BROKEN), pl.coalesce(reasons).alias(REASON)
     )
     return marked, outcomes
+
+
+def _faults(spec: SourceSpec) -> list[tuple[str, str, pl.Expr]]:
+    """Return rule, reason and mask of all that puts a row aside; the first that holds counts."""
+    event_time, known_at = pl.col("event_time"), pl.col("known_at")
+    no_time = event_time.is_null() | known_at.is_null()
+    return [
+        *(
+            (MALFORMED, f"{each.name} is no {each.type}", pl.col(f"{MALFORMED_MASK}{each.name}"))
+            for each in spec.fields
+            if each.malformed == "quarantine"
+        ),
+        *(
+            (rule.name, reason_of(rule), pl.col(_mask(rule)))
+            for rule in _row_rules(spec)
+            if rule.severity == "quarantine"
+        ),
+        (NO_KEY, f"a key is missing: {', '.join(spec.keys)}", pl.col("record_id").is_null()),
+        (NO_TIME, "event_time or known_at is missing", no_time),
+        (KNOWN_TOO_EARLY, "it was known before it happened", known_at < event_time),
+    ]
 
 
 def _separated(good: pl.DataFrame, spec: SourceSpec) -> tuple[pl.DataFrame, int, pl.DataFrame]:
@@ -262,12 +277,14 @@ def _defaults(spec: SourceSpec) -> list[AnyRowRule]:
     return [rule for rule in _row_rules(spec) if rule.severity == "default"]
 
 
-def _default_mask(rule: AnyRowRule) -> str:
-    return f"__default_{rule.name}"
+def _mask(rule: AnyRowRule) -> str:
+    return f"__rule_{rule.name}"
 
 
-def _count(frame: pl.DataFrame, *masks: str) -> int:
-    return sum(int(frame.get_column(mask).sum()) for mask in masks)
+def _counts(frame: pl.DataFrame, masks: Iterable[str]) -> list[int]:
+    """Return how many rows each mask holds for."""
+    sums = frame.select(pl.col(mask).sum() for mask in masks)
+    return [int(total) for total in sums.row(0)] if sums.width else []
 
 
 def _instant(time_us: int) -> pl.Expr:

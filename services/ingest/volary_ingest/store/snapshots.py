@@ -73,6 +73,12 @@ async def find(transaction: Transaction, key: SourceKey, snapshot: str) -> Snaps
     return _snapshot(row, await all_files(transaction, key))
 
 
+async def latest_id(transaction: Transaction, key: SourceKey) -> str | None:
+    """Return the id of the newest snapshot, None when there is none."""
+    query = sa.select(snapshots.c.snapshot).filter_by(**key.row())
+    return await transaction.scalar(query.order_by(snapshots.c.files.desc()).limit(1))
+
+
 async def page(transaction: Transaction, key: SourceKey, page: Page) -> list[tuple[int, Snapshot]]:
     """Return snapshots, newest first, each with its place: the number of its files."""
     query = sa.select(snapshots).filter_by(**key.row())

@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("shadow", sa.Boolean, nullable=False),
         sa.Column("subject", sa.Text, nullable=False),
         sa.Column("event_us", sa.BigInteger, nullable=False),
+        sa.Column("schema_hash", sa.Text, nullable=False),
         sa.Column("score", sa.Double),
         sa.Column("code", sa.Integer, nullable=False),
         sa.Column("trace_id", sa.Text, nullable=False),

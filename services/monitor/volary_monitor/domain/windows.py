@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,15 +20,10 @@ def window_of(event_us: int, length_us: int) -> Span:
     return Span(start_us, start_us + length_us)
 
 
-def closed(
-    after_us: int | None, first_us: int, seen_us: int, length_us: int, lateness_us: int
-) -> Iterator[Span]:
-    """Yield windows that closed and were not judged yet, oldest first.
+def closed(starts_us: Iterable[int], seen_us: int, length_us: int, lateness_us: int) -> list[Span]:
+    """Return the windows that have closed, oldest first, of those that begin at `starts_us`.
 
-    `after_us` is the end of the last judged window, None if there is none; `first_us` the
-    earliest event; `seen_us` how far event time has come.
+    `seen_us` is how far event time has come.
     """
-    span = window_of(first_us, length_us) if after_us is None else window_of(after_us, length_us)
-    while span.end_us + lateness_us <= seen_us:
-        yield span
-        span = Span(span.end_us, span.end_us + length_us)
+    spans = [Span(start_us, start_us + length_us) for start_us in sorted(starts_us)]
+    return [span for span in spans if span.end_us + lateness_us <= seen_us]

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from volary_kit.database import Transaction
 from volary_kit.errors import NotFound
-from volary_kit.pages import Page
+from volary_kit.pages import Page, split_key
 
 from volary_monitor.tables import alert_changes, alerts
 
@@ -65,9 +65,9 @@ async def page(
     if state is not None:
         statement = statement.where(A.state == state)
     if page.after is not None:
-        raise_us, _, alert = str(page.after).partition(":")
-        earlier = (A.raise_us == int(raise_us)) & (A.alert < alert)
-        statement = statement.where((A.raise_us < int(raise_us)) | earlier)
+        raise_us, alert = split_key(page.after)
+        earlier = (A.raise_us == raise_us) & (A.alert < alert)
+        statement = statement.where((A.raise_us < raise_us) | earlier)
     statement = statement.order_by(A.raise_us.desc(), A.alert.desc()).limit(page.limit)
     return (await transaction.execute(statement)).all()
 

@@ -13,7 +13,7 @@ from volary_kit.pages import Page
 from volary_monitor.domain.windows import Span
 from volary_monitor.tables import log_pending, predictions, truths
 
-Row = sa.Row[Any]
+Row = Any  # of the columns that each query names
 P, T = predictions.c, truths.c
 BY_MODEL = "model"  # the tier whose answers are the model's own
 JOINED = (P.project == T.project) & (P.model == T.model) & (P.subject == T.subject)
@@ -36,13 +36,28 @@ def _counted(project: str, model: str, *, include_shadow: bool) -> sa.ColumnElem
     return counted if include_shadow else counted & ~P.shadow
 
 
-async def extent(transaction: Transaction, project: str, model: str) -> tuple[int, int] | None:
-    """Return the earliest and the newest event time of a model's traffic, None without any."""
-    statement = sa.select(sa.func.min(P.event_us), sa.func.max(P.event_us)).where(
-        P.project == project, P.model == model, ~P.shadow
-    )
-    first, last = (await transaction.execute(statement)).one()
-    return None if first is None else (first, last)
+def _in_windows(project: str, model: str) -> sa.ColumnElement[bool]:
+    # a bare tensor call was asked for no instant and has the wall clock's, which no window of
+    # event time may see
+    is_about_something = (P.schema_hash != "") | (P.subject != "")
+    return _counted(project, model, include_shadow=False) & is_about_something
+
+
+async def newest_us(transaction: Transaction, project: str, model: str) -> int | None:
+    """Return how far event time has come for a model, None without traffic."""
+    statement = sa.select(sa.func.max(P.event_us)).where(_in_windows(project, model))
+    return await transaction.scalar(statement)
+
+
+async def window_starts(
+    transaction: Transaction, project: str, model: str, length_us: int, after_us: int | None
+) -> list[int]:
+    """Return where the windows begin that have predictions, from `after_us` on."""
+    start = sa.func.div(P.event_us, length_us) * length_us
+    statement = sa.select(start).where(_in_windows(project, model), P.event_us >= 0).distinct()
+    if after_us is not None:
+        statement = statement.where(P.event_us >= after_us)
+    return [int(each) for each in await transaction.scalars(statement)]
 
 
 async def scored(

@@ -50,9 +50,7 @@ async def record(
 
 async def move(transaction: Transaction, project: str, source: str, watermark_us: int) -> None:
     """Note how far a source has told; it never goes back."""
-    statement = insert(watermarks).values(
-        project=project, source=source, watermark_us=watermark_us
-    )
+    statement = insert(watermarks).values(project=project, source=source, watermark_us=watermark_us)
     statement = statement.on_conflict_do_update(
         index_elements=["project", "source"],
         set_={"watermark_us": statement.excluded.watermark_us},

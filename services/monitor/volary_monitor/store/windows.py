@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from volary_kit.database import Transaction
-from volary_kit.pages import Page
+from volary_kit.pages import Page, split_key
 
 from volary_monitor.domain.discovery import Finding
 from volary_monitor.domain.windows import Span
@@ -97,8 +97,8 @@ async def page_drift(
     if drifted_only:
         statement = statement.where(D.has_drifted)
     if page.after is not None:
-        start_us, rank = position_of(str(page.after))
-        is_later = (D.start_us == start_us) & (D.rank > rank)
+        start_us, rank = split_key(page.after)
+        is_later = (D.start_us == start_us) & (D.rank > int(rank))
         statement = statement.where((D.start_us < start_us) | is_later)
     statement = statement.order_by(D.start_us.desc(), D.rank).limit(page.limit)
     return (await transaction.execute(statement)).all()
@@ -107,9 +107,3 @@ async def page_drift(
 def key_of(row: Row) -> str:
     """Return the page key of a finding."""
     return f"{row.start_us}:{row.rank}"
-
-
-def position_of(key: str) -> tuple[int, int]:
-    """Return start and rank of a page key."""
-    start_us, _, rank = key.partition(":")
-    return int(start_us), int(rank)

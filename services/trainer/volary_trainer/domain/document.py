@@ -65,6 +65,7 @@ class Gate(Strict):
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     alpha: Share
     min_rows: Annotated[int, Field(ge=1)] = 1_000
+    method: Literal["normal", "empirical_bernstein"] = "normal"
     floors: dict[str, float] = Field(default_factory=dict)
 
 

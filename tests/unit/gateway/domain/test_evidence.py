@@ -55,7 +55,7 @@ def test_user_hash_differs_between_models():
 
 def test_edges_rise_and_hold_their_own_value():
     assert list(LATENCY_EDGES_US) == sorted(set(LATENCY_EDGES_US))
-    assert (LATENCY_EDGES_US[0], LATENCY_EDGES_US[10], LATENCY_EDGES_US[-1]) == (100, 1000, 63095734)
+    assert [LATENCY_EDGES_US[at] for at in (0, 10, -1)] == [100, 1_000, 63_095_734]
     assert bucket(100) == 0
     assert bucket(101) == 1
     assert bucket(10**12) == len(LATENCY_EDGES_US)

@@ -120,7 +120,7 @@ def test_new_model_is_reached_last():
 
 
 def test_refused_push_is_told_and_not_repeated_and_the_last_good_stays():
-    proxy, good = settled()
+    proxy, _ = settled()
     bad = snapshot_of(mesh(canary(3, 5_000)))
     [response] = proxy.stream.respond(bad)
     rejection = proxy.answer(response, error="no such thing")
@@ -149,9 +149,7 @@ def test_reconnected_envoy_is_sent_only_what_changed():
 def test_changed_cluster_brings_its_endpoints_again():
     proxy, snapshot = settled()
     cluster = snapshot.resources[xds.CLUSTER][V1.cluster]
-    proxy.stream.receive(
-        Request(type_url=xds.ENDPOINTS, resource_names_subscribe=[V1.cluster])
-    )
+    proxy.stream.receive(Request(type_url=xds.ENDPOINTS, resource_names_subscribe=[V1.cluster]))
     [response] = proxy.stream.respond(snapshot)
     assert [r.name for r in response.resources] == [V1.cluster]
     assert cluster.name == V1.cluster

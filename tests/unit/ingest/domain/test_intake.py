@@ -120,4 +120,5 @@ def test_whatever_comes_the_counts_add_up(parcels: Source, rows: list[dict[str, 
     assert intake.read == len(rows)
     assert intake.read == intake.accepted.height + intake.duplicates + len(intake.aside)
     assert intake.accepted["record_id"].is_unique().all()
-    assert intake.accepted.select("record_id", "event_time", "known_at").null_count().row(0) == (0, 0, 0)  # fmt: skip
+    own = intake.accepted.select("record_id", "event_time", "known_at")
+    assert own.null_count().row(0) == (0, 0, 0)

@@ -10,7 +10,7 @@ import pytest
 from volary_workflows.judge.gate import PairedLosses, half_width, judge_gate, recompute_gate
 from volary_workflows.judge.inputs import GateRule
 
-RULE = GateRule("brier", margin=0.02, alpha=0.01)
+RULE = GateRule("brier", margin=0.02, alpha=0.01, method="empirical_bernstein")
 
 
 def losses(mean, *, rows=20_000, variance=0.01, metric="brier"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from volary_workflows.judge.inputs import LATENCY_QUANTILE, Cell, Counts, Guard, Inputs
@@ -68,13 +69,21 @@ def test_a_candidate_beyond_margin_and_ceiling_can_never_pass():
 
 
 def test_lost_records_forbid_pass_but_not_fail():
-    clean = [cell(0.1, (500, 0), (4500, 0))]
-    assert judge(Inputs([Guard()], clean)).verdict == "PASS"
-    incomplete = judge(Inputs([Guard()], clean, complete=False))
-    assert incomplete.verdict == "INCONCLUSIVE"
-    assert incomplete.reason_codes == ["INCOMPLETE_EVIDENCE"]
-    bad = [cell(0.1, (500, 100), (4500, 45))]
-    assert judge(Inputs([Guard()], bad, complete=False)).verdict == "FAIL"
+    clean = cell(0.1, (500, 0), (4500, 0))
+    assert judge(Inputs([Guard()], [clean])).verdict == "PASS"
+    lossy = judge(Inputs([Guard()], [replace(clean, complete=False)]))
+    assert lossy.verdict == "INCONCLUSIVE"
+    assert "INCOMPLETE_EVIDENCE" in lossy.reason_codes
+    bad = replace(cell(0.1, (500, 100), (4500, 45)), complete=False)
+    assert judge(Inputs([Guard()], [bad])).verdict == "FAIL"
+
+
+def test_an_earlier_step_with_lost_records_neither_passes_nor_stands_in_the_way():
+    lossy = replace(cell(0.1, (500, 0), (4500, 0)), complete=False)
+    few = cell(0.5, (20, 0), (20, 0), step="50", generation=3)
+    assert judge(Inputs([Guard()], [lossy, few])).verdict == "INCONCLUSIVE"
+    many = cell(0.5, (500, 0), (500, 0), step="50", generation=3)
+    assert judge(Inputs([Guard()], [lossy, many])).verdict == "PASS"
 
 
 def test_a_certain_but_tiny_regression_waits_for_a_person():

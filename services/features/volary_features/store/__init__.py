@@ -1,0 +1,1 @@
+"""Queries on the definitions and the training sets."""

@@ -1,0 +1,1 @@
+"""Requests in, domain and store calls, replies out."""

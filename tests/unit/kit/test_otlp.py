@@ -1,0 +1,95 @@
+"""Spans over the wire, to something that speaks the collector's side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from volary.otlp.v1 import trace_pb2
+from volary_kit.telemetry import Telemetry
+from volary_kit.telemetry.otlp import EXPORT
+
+SERVICE, METHOD = EXPORT[1:].split("/")
+
+
+@dataclass
+class Collector:
+    """Keeps what it is sent; refuses everything while `is_down`."""
+
+    address: str = ""
+    is_down: bool = False
+    received: list[trace_pb2.ExportTraceServiceRequest] = field(default_factory=list)
+
+    def export(self, request: trace_pb2.ExportTraceServiceRequest, context: Any) -> Any:
+        if self.is_down:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        self.received.append(request)
+        return trace_pb2.ExportTraceServiceResponse()
+
+    def spans(self) -> dict[str, trace_pb2.Span]:
+        return {
+            span.name: span
+            for request in self.received
+            for group in request.resource_spans
+            for scope in group.scope_spans
+            for span in scope.spans
+        }
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    found = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    handler = grpc.unary_unary_rpc_method_handler(
+        found.export,
+        trace_pb2.ExportTraceServiceRequest.FromString,
+        trace_pb2.ExportTraceServiceResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+    )
+    found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield found
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_spans_arrive_with_all_that_is_known_of_them(collector: Collector, scheme: str) -> None:
+    telemetry = Telemetry("birds", instance="2", endpoint=scheme + collector.address)
+    other = telemetry.start("other")
+    other.end()
+    outer = telemetry.start("outer", {"text": "x", "yes": True, "n": 7, "f": 0.5}, kind="server")
+    inner = telemetry.start("inner", links=[other.traceparent])
+    inner.end("NOT_FOUND", ValueError("gone"))
+    outer.end()
+    telemetry.close()
+    spans = collector.spans()
+    assert spans["outer"].trace_id.hex() == outer.trace_id
+    assert spans["inner"].parent_span_id == spans["outer"].span_id
+    assert spans["inner"].trace_id == spans["outer"].trace_id
+    assert spans["inner"].links[0].span_id == spans["other"].span_id
+    assert spans["inner"].status.code == trace_pb2.SPAN_STATUS_CODE_ERROR
+    assert spans["outer"].kind == trace_pb2.SPAN_KIND_SERVER
+    assert spans["outer"].start_time_unix_nano <= spans["inner"].start_time_unix_nano
+    values = {pair.key: pair.value for pair in spans["outer"].attributes}
+    assert (values["text"].string_value, values["n"].int_value) == ("x", 7)
+    assert (values["yes"].bool_value, values["f"].double_value) == (True, 0.5)
+    resource = {
+        pair.key: pair.value.string_value
+        for pair in collector.received[0].resource_spans[0].resource.attributes
+    }
+    assert resource["service.name"] == "volary-birds"
+    assert resource["service.instance.id"] == "2"
+
+
+def test_a_collector_that_refuses_costs_spans_and_nothing_else(collector: Collector) -> None:
+    collector.is_down = True
+    telemetry = Telemetry("birds", endpoint=collector.address)
+    telemetry.start("lost").end()
+    telemetry.close()
+    assert collector.spans() == {}
