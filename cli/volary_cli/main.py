@@ -12,6 +12,7 @@ import typer
 from volary_cli.commands import (
     demo,
     development,
+    identities,
     mesh,
     models,
     projects,
@@ -40,6 +41,7 @@ for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
     app.command(rich_help_panel="The mesh")(command)
 app.command(rich_help_panel="The mesh")(traces.trace)
 app.command(rich_help_panel="The mesh")(demo.demo)
+app.command(rich_help_panel="The mesh")(identities.keys)
 for command in (projects.apply, models.production, models.predict, models.alerts):
     app.command(rich_help_panel="Models")(command)
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")

@@ -32,6 +32,7 @@ MAX_VIOLATIONS = 12
 MAX_METADATA = 12
 # grpc.aio loses the status of a stream that the server ends while the client writes, and says this
 CORE_ERROR = "Internal error from Core"
+# a reason is a constant of our own code; the text may hold anything
 REDACTED = "an internal error happened; quote the error id when you report it"
 
 CODES: dict[type[VolaryError], int] = {
@@ -96,7 +97,7 @@ def status_of(error: VolaryError) -> Status:
 def _redacted(error: VolaryError) -> Status:
     error_id = error.metadata.get("error_id") or new_error_id()
     status = Status(code=code_pb2.INTERNAL, message=REDACTED)
-    info = ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+    info = ErrorInfo(reason=error.reason, domain=DOMAIN)
     info.metadata["error_id"] = error_id
     _attach(status, info)
     return status

@@ -38,6 +38,7 @@ MAX_ATTEMPTS = 5
 BACKOFF_S = (0.05, 5.0)
 NO_GROUP = "NOGROUP"
 MAX_LINKS = 32
+MEASURE_EVERY_S = 1.0
 
 PUBLISHED = Counter("volary_stream_published_total", "Events published", ["stream"])
 CONSUMED = Counter("volary_stream_consumed_total", "Events handled", ["stream", "group"])
@@ -99,7 +100,8 @@ class ConsumerGroup:
     tolerate an event that comes again (the same `id`). When it raises, a transient error of
     the tree is waited out with the batch whole; any other is narrowed down to the single event
     behind it, which is tried `max_attempts` times and then moved to `<stream>:dead:<group>`.
-    Entries that a dead consumer left are claimed after `claim_after_ms`.
+    Entries that a dead consumer left are claimed after `claim_after_ms`. `linger_s` is waited
+    after a batch that was not full, for a consumer that would rather have fewer, larger ones.
     """
 
     def __init__(
@@ -115,14 +117,16 @@ class ConsumerGroup:
         claim_after_ms: int = CLAIM_AFTER_MS,
         max_attempts: int = MAX_ATTEMPTS,
         backoff_s: tuple[float, float] = BACKOFF_S,
+        linger_s: float = 0.0,
     ) -> None:
         self._redis = redis
         self._stream, self._group, self._consumer = stream, group, consumer
         self._handler = handler
         self._batch, self._block_ms, self._claim_after_ms = batch, block_ms, claim_after_ms
         self._max_attempts, self._backoff_s = max_attempts, backoff_s
+        self._linger_s = linger_s
         self._is_ready = False
-        self._claim_at = 0.0
+        self._claim_at = self._measure_at = 0.0
 
     @property
     def dead_letters(self) -> str:
@@ -134,8 +138,10 @@ class ConsumerGroup:
         failures = 0
         while True:
             try:
-                await self.step(block_ms=self._block_ms)
+                count = await self.step(block_ms=self._block_ms)
                 failures = 0
+                if 0 < count < self._batch:
+                    await asyncio.sleep(self._linger_s)
             except (RedisError, OSError) as error:
                 self._is_ready = False
                 failures += 1
@@ -274,6 +280,10 @@ class ConsumerGroup:
         await self._redis.xack(self._stream, self._group, *[entry.id for entry in entries])
 
     async def _measure(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._measure_at:
+            return
+        self._measure_at = now_s + MEASURE_EVERY_S
         lag_s, pending = await lag(self._redis, self._stream, self._group)
         LAG_S.labels(self._stream, self._group).set(lag_s)
         PENDING.labels(self._stream, self._group).set(pending)

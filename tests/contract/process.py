@@ -149,6 +149,7 @@ def start(service: Contracted, engines: Engines, keys: Keys, folder: Path) -> Ru
         "envoy_credential_file": folder / "envoy-credential",
         "data_dir": folder / "data",
         "drain_delay_s": 0.3,
+        "failpoints": True,  # switched off they answer UNIMPLEMENTED, as if nobody had built them
     }
     if engines.database_url is not None:
         offered["database_url"] = engines.database_url
@@ -163,8 +164,13 @@ def start(service: Contracted, engines: Engines, keys: Keys, folder: Path) -> Ru
         )
     addresses = tuple(f"127.0.0.1:{port}" for port in ports.values())
     running = Running(service, addresses, log, process)
-    for address in addresses:
-        wait_for(lambda at=address: _is_live(running, at), f"{service.name} to start", running)
+    try:
+        for address in addresses:
+            wait_for(lambda at=address: _is_live(running, at), f"{service.name} to start", running)
+    except BaseException:
+        process.kill()  # nobody else knows of it yet
+        process.wait()
+        raise
     return running
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from temporalio.testing import WorkflowEnvironment
-from volary_cli.launcher.engines import ensure_test_server
-from volary_cli.launcher.settings import LauncherSettings
 from volary_workflows.rollout.messages import Command, RolloutStatus
 
+from tests.unit.workflows.days import time_skipping_environment
 from tests.unit.workflows.retrain import world as retraining
 from tests.unit.workflows.rollout.world import (
     BAD,
@@ -34,13 +33,8 @@ SHORT = replace(SPEC, poll_s=6 * HOUR_S)
 
 async def main() -> None:
     """Write every history, and the doctored one."""
-    settings = LauncherSettings.read()
-    server = ensure_test_server(settings.cache / "temporal-test-server", maven=settings.maven_url)
     HISTORIES.mkdir(exist_ok=True)
-    environment = await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=str(server)
-    )
-    async with environment:
+    async with await time_skipping_environment() as environment:
         promoted = await _rollout(environment, World())
         _write("rollout_promoted", promoted)
         _write("rollout_rolled_back", await _rollout(environment, World(looks={"50": BAD})))

@@ -163,10 +163,12 @@ def down(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def _stop(folder: MeshFolder, holder: int) -> None:
-    """Ask the supervisor to stop and wait for the lock; kill it when it does not."""
+    """Ask the supervisor to stop and wait for its end; kill it when it does not."""
+    import psutil
+
     os.kill(holder, signal.SIGTERM)
     give_up_s = time.monotonic() + STOP_S
-    while folder.holder() is not None:
+    while folder.holder() is not None or psutil.pid_exists(holder):
         if time.monotonic() > give_up_s:
             progress(f"the supervisor (pid {holder}) does not stop: killing it")
             os.kill(holder, signal.SIGKILL)

@@ -44,11 +44,12 @@ class Identities:
         """Return the PEM file of a private key."""
         return self._folder.keys / f"{name}.pem"
 
-    def make(self, services: Iterable[str]) -> None:
-        """Make the keys that are missing and write the public half of all of them."""
+    def make(self, services: Iterable[str]) -> list[str]:
+        """Make the keys that are missing, write the public half of all, return their ids."""
         issuers = dict.fromkeys((*services, LAUNCHER), SERVICE_ISSUER) | {ISSUER: KEY_ISSUER}
         jwks = [self.key(name).public_jwk(issuer) for name, issuer in sorted(issuers.items())]
         write_jwks(self._folder.jwks, jwks)
+        return sorted(issuers)
 
     def key(self, name: str) -> SigningKey:
         """Return a private key, made on first use."""

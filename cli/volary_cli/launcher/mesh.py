@@ -27,7 +27,13 @@ from volary_cli.launcher.orphans import mark
 from volary_cli.launcher.ports import DATA, METRICS, PortPlan, address
 from volary_cli.launcher.processes import Command
 from volary_cli.launcher.readiness import HealthProbe
-from volary_cli.launcher.services import INFERENCE, SERVICES, Surroundings, version_of
+from volary_cli.launcher.services import (
+    INFERENCE,
+    SERVICES,
+    Surroundings,
+    identity_names,
+    version_of,
+)
 from volary_cli.launcher.settings import LauncherSettings
 
 ENVOY = "envoy"
@@ -90,9 +96,8 @@ class Mesh:
 
         Raises ConfigurationError, PortTakenError, EngineError.
         """
-        names = [TRACES, ENVOY, INFERENCE.name, *(row.name for row in SERVICES)]
-        self._identities.make(names)
-        for name in names:
+        self._identities.make(identity_names())
+        for name in identity_names():
             self._folder.service(name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for index, row in enumerate(SERVICES):
             self._surroundings.environment(row, self._ports.service(index), "0")

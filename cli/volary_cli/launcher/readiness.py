@@ -6,12 +6,6 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import (
-    DescribeTaskQueueRequest,
-    DescribeTaskQueueResponse,
-)
 
 from volary_cli.launcher.engines.temporal import NAMESPACE
 
@@ -21,6 +15,8 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+# a probe a second is no trace that anybody wants to read: W3C trace flags say "not sampled"
+UNSAMPLED = (("traceparent", f"00-{1:032x}-{1:016x}-00"),)
 CHECK = "/grpc.health.v1.Health/Check"
 DESCRIBE = "/temporal.api.workflowservice.v1.WorkflowService/DescribeTaskQueue"
 
@@ -48,7 +44,7 @@ async def _serves(channel: grpc.aio.Channel) -> bool:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        reply = await check(health_pb2.HealthCheckRequest(), timeout=PROBE_S)
+        reply = await check(health_pb2.HealthCheckRequest(), timeout=PROBE_S, metadata=UNSAMPLED)
     except grpc.aio.AioRpcError:
         return False
     return reply.status == health_pb2.HealthCheckResponse.SERVING
@@ -64,6 +60,13 @@ class WorkerProbe:
 
     async def __call__(self) -> bool:
         """Return whether Temporal has heard of a worker within the last minutes."""
+        from temporalio.api.enums.v1 import TaskQueueType
+        from temporalio.api.taskqueue.v1 import TaskQueue
+        from temporalio.api.workflowservice.v1 import (
+            DescribeTaskQueueRequest,
+            DescribeTaskQueueResponse,
+        )
+
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._temporal, options=OPTIONS)
         describe = self._channel.unary_unary(

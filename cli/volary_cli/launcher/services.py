@@ -9,7 +9,7 @@ from importlib import metadata
 
 from volary_cli.launcher import declared
 from volary_cli.launcher.component import Component, Kind
-from volary_cli.launcher.databases import Databases
+from volary_cli.launcher.databases import TRACES, Databases
 from volary_cli.launcher.folder import MeshFolder
 from volary_cli.launcher.identities import ISSUER, Identities
 from volary_cli.launcher.orphans import mark
@@ -42,6 +42,11 @@ SERVICES = (
     Row("workflows", kind=Kind.WORKER, has_schema=False),
 )
 INFERENCE = Row("inference", needs=("redis", "gateway"), has_schema=False)
+
+
+def identity_names() -> list[str]:
+    """Return who in a mesh has a key pair of its own."""
+    return [TRACES, "envoy", INFERENCE.name, *(row.name for row in SERVICES)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from google.protobuf.message import Message
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -37,6 +37,7 @@ from volary_kit.errors import Unavailable, VolaryError
 from volary_kit.operations.rows import CANCELLED, PENDING, OperationRow, OperationRows
 from volary_kit.operations.running import Handler, OperationContext, Running, cancelled
 from volary_kit.operations.workflow import OperationOrder, OperationWorkflow
+from volary_kit.statuses import status_of
 from volary_kit.telemetry import names
 
 __all__ = ["Handler", "OperationContext", "Operations"]
@@ -49,6 +50,8 @@ HEALTH_S = 2.0
 LOOK_AFTER_S = 1.0
 RETRY_S = 0.5
 BATCH = 32
+QUIET_S = 60.0
+MICROS = 1_000_000
 GRACE_S = 2.0
 THROTTLE_S = 0.5
 
@@ -70,6 +73,7 @@ class Operations:
         self._handlers: dict[str, Handler] = {}
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
+        self._look_for_lost_s = 0.0
 
     @property
     def task_queue(self) -> str:
@@ -195,6 +199,7 @@ class Operations:
                     await self._start_workflow(client, row)
                 for row in await self.rows.cancelling(BATCH):
                     await self._cancel_workflow(client, row)
+                await self._close_lost(client)
             except (VolaryError, RPCError) as error:
                 log.warning("operations wait: %s", telemetry.error_type(error))
                 await asyncio.sleep(RETRY_S)
@@ -212,6 +217,18 @@ class Operations:
             await self.rows.fail(row.id, cancelled(), CANCELLED)  # Temporal has forgotten it
             self._announce_end()
 
+    async def _close_lost(self, client: Client) -> None:
+        """End operations whose workflow has ended or is gone: somebody terminated it, say."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._look_for_lost_s:
+            return
+        self._look_for_lost_s = now_s + QUIET_S / 2
+        for row in await self.rows.quiet(self._clock.now_us() - int(QUIET_S * MICROS), BATCH):
+            if not await _is_running(client, row.id):
+                lost = Unavailable("OPERATION_LOST", "its workflow ended without a result")
+                await self.rows.fail(row.id, status_of(lost))
+                self._announce_end()
+
     async def _start_workflow(self, client: Client, row: OperationRow) -> None:
         parent = {telemetry.TRACEPARENT: row.traceparent} if row.traceparent else None
         with telemetry.span(
@@ -226,6 +243,16 @@ class Operations:
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 )
             await self.rows.mark_started(row.id)
+
+
+async def _is_running(client: Client, workflow_id: str) -> bool:
+    try:
+        found = await client.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return found.status is WorkflowExecutionStatus.RUNNING
 
 
 def operation_id(service: str, method: str, project: str, request_id: str) -> str:

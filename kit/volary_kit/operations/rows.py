@@ -148,6 +148,14 @@ class OperationRows:
         async with self._database.read() as transaction:
             return [OperationRow.of(row) for row in await transaction.execute(query.limit(size))]
 
+    async def quiet(self, since_us: int, size: int) -> list[OperationRow]:
+        """Return rows that have not ended and have not changed since an instant."""
+        query = sa.select(OPERATIONS).where(
+            C.started, C.state.not_in(sorted(TERMINAL)), C.update_us < since_us
+        )
+        async with self._database.read() as transaction:
+            return [OperationRow.of(row) for row in await transaction.execute(query.limit(size))]
+
     async def mark_started(self, operation_id: str) -> None:
         """Note that the workflow exists."""
         await self._update(operation_id, started=True)

@@ -26,7 +26,8 @@ def failure_of(call: Call, error: BaseException) -> VolaryError:
         return expired(call)
     if isinstance(error, asyncio.CancelledError):
         return Cancelled("CANCELLED", "the caller went away")
-    failure = Internal("INTERNAL", "a defect", {"error_id": new_error_id()})
+    reason = error.reason if isinstance(error, VolaryError) else "INTERNAL"
+    failure = Internal(reason, "a defect", {"error_id": new_error_id()})
     failure.__cause__ = error
     return failure
 

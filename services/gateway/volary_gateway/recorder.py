@@ -168,6 +168,10 @@ class Recorder:
         async with self._database.read() as transaction:
             variants = await rows.of_rollout(transaction, model, rollout, from_generation)
         generations = {stored.variant.generation for stored in variants}
+        # a generation of which every record was lost has no row
+        generations |= {
+            t.generation for t in self._live() if (t.model, t.rollout) == (model, rollout)
+        }
         gaps = [self._gaps[key] for g in generations if (key := (model, g)) in self._gaps]
         return variants, gaps
 

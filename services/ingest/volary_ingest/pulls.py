@@ -147,11 +147,9 @@ class Pulls:
         await self._require_unchanged(transaction, plan.row)
         new, batch = await self._claim(transaction, plan)
         pending = await records.take_pending(transaction, key, plan.window.end_us)
-        if batch.read:
+        if batch.read or pending:
             batch = await batches.add(transaction, key, batch)
             await quarantine.add(transaction, key, batch.id, plan.intake.aside, now_us)
-        elif pending:
-            batch = await batches.add(transaction, key, batch)
         content = await self._files(transaction, key, new, pending, batch)
         snapshot = await snapshots.add(transaction, key, content, plan.window.end_us, now_us)
         ids = {batch.id, *(row.batch for row in pending)}

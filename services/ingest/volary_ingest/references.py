@@ -29,7 +29,7 @@ class ReferenceTables:
     ) -> dict[str, pl.DataFrame]:
         """Return the tables of a source by name.
 
-        Raises FailedPrecondition `REFERENCE_NOT_PULLED` when one has no snapshot yet.
+        Raises FailedPrecondition `REFERENCE_EMPTY` when one has no rows in a snapshot yet.
         """
         return {
             name: await self._newest(transaction, project, source, name, frozenset(columns))
@@ -47,10 +47,12 @@ class ReferenceTables:
         key = SourceKey(project, name)
         snapshot_id = await snapshots.latest_id(transaction, key)
         if snapshot_id is None:
-            raise _not_pulled(source, name)
+            raise _empty(source, name)
         place = (key, snapshot_id, columns)
         if place not in self._tables:
             snapshot = await snapshots.find(transaction, key, snapshot_id)
+            if not snapshot.files:
+                raise _empty(source, name)
             table = await asyncio.to_thread(self._frames.read, snapshot, sorted(columns))
             self._tables[place] = table
             while len(self._tables) > MAX_TABLES:
@@ -58,9 +60,9 @@ class ReferenceTables:
         return self._tables[place]
 
 
-def _not_pulled(source: Source, name: str) -> FailedPrecondition:
+def _empty(source: Source, name: str) -> FailedPrecondition:
     return FailedPrecondition(
-        "REFERENCE_NOT_PULLED",
-        f"{source.name} refers to {name}, which has no snapshot: pull it first",
+        "REFERENCE_EMPTY",
+        f"{source.name} refers to {name}, which has no rows in a snapshot: pull it first",
         {"source": source.name, "reference": name},
     )

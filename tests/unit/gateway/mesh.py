@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,30 +48,33 @@ class Replica:
                 await asyncio.sleep(0.05)
 
     async def _attach_once(self) -> None:
-        desired = replica_pb2.DesiredState()
+        desired, told = replica_pb2.DesiredState(), asyncio.Event()
+        await self.mesh.direct("inference").channel_ready()
         stub = replica_service_pb2_grpc.ReplicaServiceStub(self.mesh.direct("inference"))
         stream = stub.Attach(metadata=self.mesh.as_service("inference"))
 
-        async def report() -> None:
-            while True:
-                await stream.write(self._report(desired))
-                await asyncio.sleep(0.2)
-
-        reporting = asyncio.create_task(report())
-        try:
+        async def listen() -> None:
             async for state in stream:
                 desired.CopyFrom(state)
+                told.set()
+
+        listening = asyncio.create_task(listen())
+        try:
+            while not listening.done():
+                told.clear()
                 await stream.write(self._report(desired))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await told.wait()
+            await listening
         finally:
-            reporting.cancel()
+            listening.cancel()
 
     def _report(self, desired: replica_pb2.DesiredState) -> replica_service_pb2.AttachRequest:
         def state(version: int) -> replica_pb2.VersionState:
             if version in self.refuses:
                 return replica_pb2.VERSION_STATE_FAILED
-            return (
-                replica_pb2.VERSION_STATE_LOADING if self.lags else replica_pb2.VERSION_STATE_READY
-            )
+            return replica_pb2.VERSION_STATE_READY
 
         return replica_service_pb2.AttachRequest(
             replica_id=self.id,

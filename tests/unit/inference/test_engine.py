@@ -42,7 +42,8 @@ class Rig:
         self.versions, self.ring, self.failpoints = Versions(), EventRing(8), Failpoints()
         loader = Loader(BatchPolicy(max_rows=8), CLOCK)
         package = Package(Description("sha256:d"), graph)
-        self.serving = loader.warm(KEY, loader.open(package), package)
+        opened = loader.open(package)
+        self.serving = loader.serve(KEY, opened, loader.warm(opened, package))
         self.versions.put(Version(KEY, "sha256:d", State.READY, self.serving))
         self.engine = PythonEngine(
             self.versions,

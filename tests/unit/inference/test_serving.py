@@ -184,8 +184,12 @@ async def test_a_poisoned_row_harms_no_batch_mate(serving: Replica) -> None:
 async def test_a_version_that_answers_nan_fails_the_call(serving: Replica) -> None:
     request = v2.ModelInferRequest(model_name="root")
     request.inputs.add(name="x", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(-1)
-    with pytest.raises(errors.Internal):
-        await serving.v2().ModelInfer(request)
+    call = serving.v2().ModelInfer(request)
+    with pytest.raises(errors.Internal) as caught:
+        await call
+    assert caught.value.reason == "OUTPUT_NOT_A_NUMBER"
+    trailers = dict(await call.trailing_metadata())
+    assert (trailers["volary-version"], trailers["volary-tier"]) == ("1", "none")
 
 
 async def test_the_server_describes_itself_and_its_models(serving: Replica) -> None:
@@ -327,6 +331,10 @@ async def test_a_failpoint_breaks_its_version_and_no_other(serving: Replica) -> 
     with pytest.raises(errors.Unavailable) as caught:
         await stub.ModelInfer(raw_request(ROWS, version="2"))
     assert caught.value.reason == "FAILPOINT"
+    await control.ArmFailpoint(failpoint(fail_share=1.0))
+    with pytest.raises(errors.Internal) as internal:
+        await stub.ModelInfer(raw_request(ROWS, version="2"))
+    assert internal.value.reason == "FAILPOINT"
     await stub.ModelInfer(raw_request(ROWS))
     await control.ArmFailpoint(failpoint(slow_share=1.0, delay=Duration(seconds=30)))
     with pytest.raises(errors.DeadlineExceeded):

@@ -71,6 +71,15 @@ async def test_what_it_refers_to_is_pulled_first(rig: Any, new_parcel: Any) -> N
     assert rig.stages.index("reading hubs") < rig.stages.index("reading parcels")
 
 
+async def test_a_reference_without_rows_is_named(rig: Any, new_parcel: Any) -> None:
+    rig.tables |= {"hubs": [], "parcels": [new_parcel(1)]}
+    with pytest.raises(FailedPrecondition) as refused:
+        await rig.pull()
+    assert refused.value.reason == "REFERENCE_EMPTY"
+    assert refused.value.metadata["reference"] == "hubs"
+    assert (await rig.rows("hubs")).height == 0
+
+
 async def test_sources_that_refer_to_each_other_are_refused(rig: Any) -> None:
     document = (await rig.catalog.source(SourceKey("default", "hubs"))).document
     rule = {
@@ -165,6 +174,7 @@ async def test_two_pulls_at_once_take_each_row_once(rig: Any, new_parcel: Any) -
     assert all(isinstance(end, Aborted) for end in losers)
     assert len(losers) < 4
     assert sorted((await rig.rows())["number"].to_list()) == list(range(500))
+    assert len(await rig.catalog.batches(KEY, Page(10))) == 1  # a loser leaves no trace
 
 
 async def test_the_same_rows_make_the_same_snapshot_elsewhere(
@@ -174,6 +184,19 @@ async def test_the_same_rows_make_the_same_snapshot_elsewhere(
     for rows in ([3, 1, 2], [1, 2, 3]):
         rig = await make_rig(lambda folder, rows=rows: Frames(folder / str(rows[0])))
         rig.tables["parcels"] = [new_parcel(n, day=n) for n in rows]
+        ids.append((await rig.pull(until_us=until(9))).snapshot.id)
+    assert ids[0] == ids[1]
+
+
+async def test_a_snapshot_does_not_tell_what_was_pushed_from_what_was_pulled(
+    make_rig: Callable[..., Awaitable[Any]], new_parcel: Any
+) -> None:
+    rows, ids = [new_parcel(n, day=n) for n in range(1, 6)], []
+    for pushed in ([], [rows[1], rows[3]]):
+        rig = await make_rig()
+        await rig.pull("hubs")
+        await rig.pushes.push(KEY, pushed, None)
+        rig.tables["parcels"] = rows
         ids.append((await rig.pull(until_us=until(9))).snapshot.id)
     assert ids[0] == ids[1]
 

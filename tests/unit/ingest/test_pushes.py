@@ -138,7 +138,7 @@ async def test_checking_writes_nothing(pushed: Any, new_parcel: Any) -> None:
 async def test_a_push_before_its_reference_was_pulled_says_so(rig: Any, new_parcel: Any) -> None:
     with pytest.raises(FailedPrecondition) as refused:
         await rig.pushes.push(KEY, [new_parcel(1)], None)
-    assert refused.value.reason == "REFERENCE_NOT_PULLED"
+    assert refused.value.reason == "REFERENCE_EMPTY"
 
 
 async def test_a_record_is_taken_in_after_its_rule_was_mended(

@@ -15,7 +15,7 @@ from volary_kit.database import Database
 from volary_kit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from volary_kit.operations import OperationContext, Operations
 from volary_kit.operations.handlers import OperationsHandler
-from volary_kit.testing import ManualClock, called
+from volary_kit.testing import ManualClock, called, eventually
 from volary_longrunning import operations_pb2
 
 METHOD = "StartPull"
@@ -206,6 +206,25 @@ async def test_cancel_before_anybody_worked_on_it(desk: Desk):
     await desk.ask("CancelOperation", operations_pb2.CancelOperationRequest(name=started.name))
     async with working(desk):
         assert (await desk.wait(started.name)).error.code == code_pb2.CANCELLED
+
+
+async def test_operation_whose_workflow_was_terminated_ends(desk: Desk):
+    async def endless(context: OperationContext, request: object):
+        await asyncio.Event().wait()
+
+    async def is_running() -> bool:
+        row = await desk.operations.rows.find(operation_id)
+        return row is not None and row.state == "RUNNING"
+
+    async with working(desk):
+        started = await desk.start("r1", endless)
+        operation_id = started.name.rpartition(".")[2]
+        await eventually(is_running, within_s=30)
+        await desk.client.get_workflow_handle(operation_id).terminate()
+    desk.clock.advance(61)
+    async with working(desk):
+        done = await desk.wait(started.name)
+    assert done.error.code == code_pb2.UNAVAILABLE
 
 
 async def test_worker_that_goes_away_hands_over_to_the_next(desk: Desk):

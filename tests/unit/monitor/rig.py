@@ -30,7 +30,11 @@ on_call: pager
 spec:
   model: m
   truth:
-    {source: landings, subject_column: id, label_column: delay, label_threshold: 15, give_up_after: 1d}
+    source: landings
+    subject_column: id
+    label_column: delay
+    label_threshold: 15
+    give_up_after: 1d
   window: {length: 1d, lateness: 1h, min_predictions: 50}
   drift: {min_shift_sd: 0.5, min_psi: 0.5, consecutive_windows: 2, resolve_windows: 2}
   quality: {min_coverage: 0.5, min_labelled: 10, max_log_loss_increase: 0.2}
@@ -78,9 +82,7 @@ class Rig:
     async def apply(self, text: str = POLICY, project: str = "default"):
         request = pb.ApplyMonitorPolicyRequest()
         (document,) = parse_documents(text, "x")
-        request.monitor_policy.name = (
-            f"projects/{project}/monitorPolicies/{document.data['name']}"
-        )
+        request.monitor_policy.name = f"projects/{project}/monitorPolicies/{document.data['name']}"
         request.monitor_policy.document.update(document.data)
         with called(project=project):
             return await self.handler.ApplyMonitorPolicy(request, None)
@@ -92,7 +94,7 @@ class Rig:
     async def day(self, number: int, shift: float = 0.0, rows: int = 200, version: int = 1):
         """Serve one day of traffic whose first feature is shifted."""
         generator = np.random.default_rng(100 + number)
-        vectors = generator.normal(size=(rows, 2)) + [shift, 0.0]
+        vectors = generator.normal(size=(rows, 2)) + np.array([shift, 0.0])
         step_us = DAY_US // rows
         await self.predictions(
             [
@@ -109,9 +111,7 @@ class Rig:
     async def land(self, number: int, rows: int, delay: float, version: int = 1):
         """Tell the truth of a day's first rows."""
         base_us = START_US + (number + 1) * DAY_US
-        await self.truths(
-            [landing(f"{number}-{version}-{i}", delay, base_us) for i in range(rows)]
-        )
+        await self.truths([landing(f"{number}-{version}-{i}", delay, base_us) for i in range(rows)])
 
     async def tell(self, day: int) -> None:
         """Move the truth's watermark to the start of a day."""
@@ -166,7 +166,5 @@ def landing(subject: str, delay: float, known_us: int, source: str = "landings")
         id=f"l-{subject}-{known_us}",
         project="default",
         known_at=from_us(known_us),
-        source_record=event_pb2.SourceRecordEvent(
-            source=source, record_id=subject, record=record
-        ),
+        source_record=event_pb2.SourceRecordEvent(source=source, record_id=subject, record=record),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, ks_2samp
+from scipy.stats import false_discovery_control, ks_2samp, kstwo
 from volary_kit.documents import DocumentError, parse_documents, read_documents
 from volary_monitor.domain import alerting, policy
 from volary_monitor.domain.alerting import Hysteresis, Step, Streaks
@@ -17,6 +17,7 @@ from volary_monitor.domain.discovery import adjusted, find
 from volary_monitor.domain.distances import (
     distance,
     kolmogorov_smirnov,
+    kolmogorov_tail,
     mean_shift,
     population_stability,
 )
@@ -101,6 +102,17 @@ def test_ks_on_many_edges_is_that_of_the_samples():
     assert p_value == pytest.approx(exact.pvalue, rel=0.2)
 
 
+@pytest.mark.parametrize("effective", [50, 500, 50_000])
+def test_tail_is_the_exact_one_of_the_sample_size(effective: int):
+    """Within 4 % where a p-value decides: from 0.2 down to 1e-6."""
+    for p_value in (0.2, 0.05, 0.01, 1e-3, 1e-6):
+        statistic = kstwo.isf(p_value, effective)
+        rel = 0.04 if p_value > 1e-4 or effective > 100 else 0.5
+        assert kolmogorov_tail(statistic, effective) == pytest.approx(p_value, rel=rel)
+    assert kolmogorov_tail(0.0, effective) == 1.0
+    assert kolmogorov_tail(1.0, effective) < 1e-20
+
+
 def test_ks_puts_infinities_outermost_and_leaves_nan_out():
     on = reference([0], [50, 50])
     window = binned(np.array([-np.inf] * 50 + [1.0] * 50 + [np.nan] * 100), on)
@@ -118,7 +130,13 @@ def test_mean_shift_is_in_reference_deviations():
 def test_empty_window_is_at_distance_zero():
     on = reference([0], [5, 5])
     found = distance(binned(np.array([]), on), on)
-    assert (found.values, found.psi, found.ks, found.p_value, found.mean_shift_sd) == (0, 0, 0, 1, 0)
+    assert (found.values, found.psi, found.ks, found.p_value, found.mean_shift_sd) == (
+        0,
+        0,
+        0,
+        1,
+        0,
+    )
 
 
 def test_adjusted_p_values_by_hand_and_by_scipy():
@@ -133,9 +151,7 @@ def drifted(shift: float, rows: int, rule: DriftRule) -> bool:
     training = generator.normal(size=20_000)
     edges = np.quantile(training, np.arange(1, 32) / 32)
     counts = np.bincount(np.searchsorted(edges, training), minlength=32)
-    on = reference(
-        edges, counts, training.mean(), training.std(), training.min(), training.max()
-    )
+    on = reference(edges, counts, training.mean(), training.std(), training.min(), training.max())
     live = generator.normal(shift, size=rows)
     return find([distance(binned(live, on), on)], rule)[0].has_drifted
 
@@ -155,9 +171,7 @@ def test_clean_windows_rarely_alarm_whatever_the_number_of_features():
     on = reference(edges, [5_000] * 20, 0.5, 0.2887, 0.0, 1.0)
     alarms = uncorrected = 0
     for _ in range(100):
-        found = [
-            distance(binned(generator.uniform(size=500), on), on) for _feature in range(50)
-        ]
+        found = [distance(binned(generator.uniform(size=500), on), on) for _feature in range(50)]
         alarms += any(each.has_drifted for each in find(found, rule))
         uncorrected += any(each.p_value <= 0.05 for each in found)
     assert alarms <= 10
@@ -234,9 +248,7 @@ def test_streak_is_of_the_newest_windows():
     ],
 )
 def test_alert_steps_with_hysteresis(streak, is_firing, is_renewable, expected):
-    found = alerting.step(
-        streak, Hysteresis(2, 3), is_firing=is_firing, is_renewable=is_renewable
-    )
+    found = alerting.step(streak, Hysteresis(2, 3), is_firing=is_firing, is_renewable=is_renewable)
     assert found is expected
 
 

@@ -11,7 +11,8 @@ from monitor_rig import DAY_US, POLICY, START_US, Rig, landing, prediction
 from redis.asyncio import Redis
 from sqlalchemy import text
 from volary.events.v1 import event_pb2
-from volary.monitor.v1 import monitor_pb2, monitor_service_pb2 as pb
+from volary.monitor.v1 import monitor_pb2
+from volary.monitor.v1 import monitor_service_pb2 as pb
 from volary_kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from volary_kit.outbox import Relay
 from volary_kit.streams import ALERTS, FIELD, Publisher
@@ -44,7 +45,7 @@ def files(rig: Rig) -> list[Path]:
 async def test_event_that_comes_again_is_logged_once(rig: Rig):
     events = [prediction(str(i), START_US + i) for i in range(3)]
     await rig.predictions(events)
-    await rig.predictions(events[1:] + [prediction("3", START_US + 3)])
+    await rig.predictions([*events[1:], prediction("3", START_US + 3)])
     await rig.log.step(everything=True)
     await rig.predictions(events)
     assert await logged(rig) == ["e-0-1", "e-1-1", "e-2-1", "e-3-1"]
@@ -206,7 +207,8 @@ async def test_quality_by_window_and_between_bounds(rig: Rig):
 
 
 async def alerts_of(rig: Rig) -> list[monitor_pb2.Alert]:
-    return list((await rig.ask("ListAlerts", pb.ListAlertsRequest(parent="projects/default"))).alerts)
+    reply = await rig.ask("ListAlerts", pb.ListAlertsRequest(parent="projects/default"))
+    return list(reply.alerts)
 
 
 async def judge_days(rig: Rig, *shifts: float, first: int = 0) -> None:

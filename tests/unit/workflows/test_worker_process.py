@@ -150,6 +150,7 @@ async def test_a_worker_that_is_killed_in_mid_canary_is_not_missed(
             "VOLARY_WORKFLOWS_REDIS_URL": redis_url,
             "VOLARY_WORKFLOWS_GATEWAY_ADDRESS": address,
             "VOLARY_WORKFLOWS_REGISTRY_ADDRESS": address,
+            "VOLARY_WORKFLOWS_OTLP_ENDPOINT": "127.0.0.1:9",  # a dead collector stops nothing
             "VOLARY_WORKFLOWS_DRAIN_DELAY_S": "0",
         }
         async with worker(environment) as first:

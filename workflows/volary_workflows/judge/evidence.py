@@ -34,6 +34,7 @@ from volary_workflows.judge.series import Floats, Series
 
 RATIOS_WORSE = np.array([1.3, 1.6, 2.0, 2.7, 3.5, 4.5, 6.0, 9.0, 15.0])
 SHARES_OF_BOUND = np.array([0.0, 0.1, 0.3, 0.5, 0.65, 0.8, 0.9])
+WEIGHTS_OF_BOUND = np.array([0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
 MULTIPLES_OF_LIMIT = np.array([1.2, 1.5, 2.0, 3.0, 5.0, 10.0])
 RATIOS_OF_ASSIGNMENT = np.array([1 / 2, 1 / 1.25, 1.25, 2.0])
 FIRST_START = 0.9
@@ -74,9 +75,7 @@ def log_worse(series: Series, bound: float = 1.0) -> Floats:
         each = log_mean(split, uniform) + log_mean(full, multiples)
         return (each + np.log(weights)).max(axis=-1)
     by_start = log_mean(_suffix_sums(split), uniform) + log_mean(_suffix_sums(full), multiples)
-    not_started = np.zeros((*by_start.shape[:-1], 1))
-    rest = np.append(weights, 1 - weights.sum())
-    return log_mean(np.concatenate([by_start, not_started], axis=-1), rest)
+    return _started(by_start, weights)
 
 
 def log_not_inferior(series: Series, margin: float) -> Floats:
@@ -96,19 +95,20 @@ def log_below_limit(series: Series) -> Floats:
 
     Bernoulli likelihood ratio of s < limit against the limit c, over n calls with a events:
     a log(s/c) + (n - a) log((1 - s)/(1 - c)), mixed over s/c in a grid that includes 0. It is what
-    lets a candidate without a single error pass: 7 equal weights and c = 5 % need
-    log(7/alpha)/-log(0.95) calls, 128 at alpha = 1 %.
+    lets a candidate without a single error pass. Evidence that starts at the j-th cell weighs
+    2^-(j+1), so that an incident in an early step does not stand in the way for ever: with 0.4 on
+    s = 0 and c = 5 %, a clean first cell of log(100 / (0.5 0.4)) / -log(0.95) = 122 calls is
+    evidence of 100.
     """
     limit = series.limit
     rates = SHARES_OF_BOUND * limit
     events = series.candidate_events[..., None]
     others = (series.candidate_calls - series.candidate_events)[..., None]
     cells = _bernoulli(events, others, rates, limit)
-    uniform = np.full(len(rates), 1 / len(rates))
+    weights = 0.5 ** np.arange(1, series.shares.shape[-1] + 1)
     if series.is_per_step:
-        weights = start_weights(series.shares.shape[-1])
-        return (log_mean(cells, uniform) + np.log(weights)).max(axis=-1)
-    return log_mean(cells.sum(axis=-2), uniform)
+        return (log_mean(cells, WEIGHTS_OF_BOUND) + np.log(weights)).max(axis=-1)
+    return _started(log_mean(_suffix_sums(cells), WEIGHTS_OF_BOUND), weights)
 
 
 def log_misassigned(series: Series) -> Floats:
@@ -120,6 +120,13 @@ def log_misassigned(series: Series) -> Floats:
     cells = _log_ratio_cells(series, RATIOS_OF_ASSIGNMENT, bound=1.0)
     uniform = np.full(len(RATIOS_OF_ASSIGNMENT), 1 / len(RATIOS_OF_ASSIGNMENT))
     return log_mean(cells.sum(axis=-2), uniform)
+
+
+def _started(by_start: Floats, weights: Floats) -> Floats:
+    """Return the mean over starting cells; what has not started yet stands at 1."""
+    not_started = np.zeros((*by_start.shape[:-1], 1))
+    logs = np.concatenate([by_start, not_started], axis=-1)
+    return log_mean(logs, np.append(weights, 1 - weights.sum()))
 
 
 def _log_ratio_cells(series: Series, ratios: Floats, bound: float) -> Floats:

@@ -13,6 +13,7 @@ from volary_workflows.judge.inputs import LATENCY_QUANTILE, Cell, Counts, Guard,
 Floats = NDArray[np.float64]
 MIN_CALLS_TO_FREEZE = 200
 MIN_CALLS_OF_EFFECT = 100
+MIN_CALLS_OF_LATE = 50
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,23 @@ class Series:
         return float((excess / calls)[is_enough].max())
 
     def extended(self, calls: float) -> Series:
-        """Return the series with `calls` more attempts of the last cell's share at equal rates."""
+        """Return the series with `calls` more attempts in the last cell, at the rates of late.
+
+        Those are the last cell's where it has `MIN_CALLS_OF_LATE` of the version, else all cells'.
+        """
         share = float(self.shares[-1])
-
-        def grown(values: Floats, last: float) -> Floats:
-            return np.append(values, last)
-
+        ours, theirs = calls * share, calls * (1 - share)
+        our_rate, their_rate = self.candidate_rate(), self.baseline_rate()
+        if self.candidate_calls[-1] >= MIN_CALLS_OF_LATE:
+            our_rate = _rate(self.candidate_events[-1:], self.candidate_calls[-1:])
+        if self.baseline_calls[-1] >= MIN_CALLS_OF_LATE:
+            their_rate = _rate(self.baseline_events[-1:], self.baseline_calls[-1:])
         return replace(
             self,
-            shares=grown(self.shares, share),
-            candidate_events=grown(self.candidate_events, calls * share * self.candidate_rate()),
-            candidate_calls=grown(self.candidate_calls, calls * share),
-            baseline_events=grown(self.baseline_events, calls * (1 - share) * self.baseline_rate()),
-            baseline_calls=grown(self.baseline_calls, calls * (1 - share)),
-            mirrored=np.append(self.mirrored, self.mirrored[-1]),
+            candidate_events=_grown(self.candidate_events, ours * our_rate),
+            candidate_calls=_grown(self.candidate_calls, ours),
+            baseline_events=_grown(self.baseline_events, theirs * their_rate),
+            baseline_calls=_grown(self.baseline_calls, theirs),
         )
 
 
@@ -187,6 +191,12 @@ def _users(counts: Counts) -> int:
 
 def _users_with_error(counts: Counts) -> int:
     return counts.users_with_error
+
+
+def _grown(values: Floats, by: float) -> Floats:
+    grown = values.copy()
+    grown[-1] += by
+    return grown
 
 
 def _rate(events: Floats, calls: Floats) -> float:

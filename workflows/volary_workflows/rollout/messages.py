@@ -137,6 +137,7 @@ class Progress:
     thresholds_us: list[int] = field(default_factory=list)
     written: list[TrafficStep] = field(default_factory=list)
     is_loaded: bool = False
+    is_exposed: bool = False
     paused: str = ""
     approved_by: str = ""
     rejected_by: str = ""

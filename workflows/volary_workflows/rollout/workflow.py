@@ -18,10 +18,10 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.judge.inputs import FAIL, PASS, TINY_REGRESSION
+    from volary_workflows.rollout.commands import Commanded
     from volary_workflows.rollout.messages import (
         WHOLE,
         ApprovalDecision,
-        Command,
         JudgeTask,
         Look,
         Preflight,
@@ -48,7 +48,6 @@ HEARTBEAT = timedelta(seconds=12)  # the longest single call of the two takes 10
 PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the rollout turns back
 LEAST_POLL_S, MOST_POLL_S = 0.25, 300.0
 APPROVED = "APPROVAL_STATE_APPROVED"
-WATCHED = (State.SHADOW, State.CANARY, State.PROGRESSING, State.BAKING)
 STALE = "STALE_GENERATION"
 BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
 
@@ -64,7 +63,7 @@ class Ended(Exception):
 
 
 @workflow.defn(name="RolloutWorkflow")
-class RolloutWorkflow:
+class RolloutWorkflow(Commanded):
     """One rollout of one model: `Rollout` in, `RolloutStatus` out."""
 
     @workflow.init
@@ -287,6 +286,7 @@ class RolloutWorkflow:
             return
         self._heed_stop()
         change = self._change(step, weight, shadow, cause, production)
+        progress.is_exposed = True  # from here on a lost reply may hide a write that was made
         try:
             after = await self._call("set_traffic", change, TrafficState, PATIENCE)
         except ActivityError as error:
@@ -347,16 +347,17 @@ class RolloutWorkflow:
             except Ended as fence:
                 end = replace_reason(end, fence)
         await self._call("unload_version", self._subject(), bool, None)
-        had_traffic = bool(self._progress.written)
-        is_failure = end.state == State.ROLLED_BACK and not had_traffic
+        is_failure = end.state == State.ROLLED_BACK and not self._progress.is_exposed
         self._enter(State.FAILED if is_failure else end.state, end.reason)
 
     async def _restore(self) -> None:
         """Write the baseline back, as often as it takes; raise Ended when fenced off."""
-        await self._explain_fence()
         progress = self._progress
-        if not progress.written or not progress.baseline:
+        if not progress.is_exposed:
             return
+        await self._explain_fence()
+        if not progress.baseline:
+            return  # it was the first version: there is nothing to go back to
         change = self._change("rollback", 0, 0, "ROLLBACK", 0)
         try:
             after = await self._call("set_traffic", change, TrafficState, None)
@@ -411,132 +412,6 @@ class RolloutWorkflow:
             return  # continued as new in the middle of it
         progress.state = state
         progress.history.append(Transition(state, _now_s(), reason))
-
-    def _reason(self) -> str:
-        return self._progress.history[-1].reason if self._progress.history else ""
-
-    # --- what people ask -------------------------------------------------------------------
-
-    @workflow.query
-    def status(self) -> RolloutStatus:
-        """Return where the rollout is."""
-        progress = self._progress
-        last = progress.written[-1] if progress.written else TrafficStep("", 0, 0)
-        return RolloutStatus(
-            rollout=progress.rollout,
-            model=self._spec.model,
-            candidate=self._spec.candidate,
-            baseline=progress.baseline,
-            state=progress.state,
-            reason=self._reason(),
-            step=last.step,
-            weight=last.weight,
-            generation=progress.generation,
-            paused=progress.paused,
-            approved_by=progress.approved_by,
-            look=progress.look,
-            evaluations=progress.evaluations,
-            history=progress.history,
-        )
-
-    @workflow.update
-    def approve(self, command: Command) -> RolloutStatus:
-        """Let the candidate through."""
-        self._progress.approved_by = command.principal
-        return self.status()
-
-    @workflow.update
-    def reject(self, command: Command) -> RolloutStatus:
-        """Refuse the candidate; the rollout ends ABORTED."""
-        self._progress.rejected_by = command.principal
-        return self.status()
-
-    @approve.validator
-    def _may_approve(self, command: Command) -> None:
-        self._may_decide(command)
-
-    @reject.validator
-    def _may_reject(self, command: Command) -> None:
-        self._may_decide(command)
-
-    def _may_decide(self, command: Command) -> None:
-        self._require(State.AWAITING_APPROVAL)
-        who = self._spec.approval.who
-        if not command.principal:
-            raise ApplicationError("principal: must be named", type="INVALID_ARGUMENT")
-        if who and command.principal not in who:
-            raise ApplicationError(
-                f"{command.principal} may not decide: {', '.join(who)} may",
-                type="PERMISSION_DENIED",
-            )
-
-    @workflow.update
-    def pause(self, command: Command) -> RolloutStatus:
-        """Hold the weight where it is; a bad candidate is still rolled back."""
-        self._progress.paused = command.comment or f"paused by {command.principal}"
-        return self.status()
-
-    @pause.validator
-    def _may_pause(self, command: Command) -> None:  # noqa: ARG002
-        self._require(*WATCHED)
-
-    @workflow.update
-    def resume(self, command: Command) -> RolloutStatus:  # noqa: ARG002
-        """Go on; a regression that paused the rollout counts as accepted."""
-        progress = self._progress
-        if progress.paused == TINY_REGRESSION:
-            progress.acknowledged = [*progress.acknowledged, TINY_REGRESSION]
-        progress.paused = ""
-        return self.status()
-
-    @resume.validator
-    def _may_resume(self, command: Command) -> None:  # noqa: ARG002
-        if not self._progress.paused:
-            raise ApplicationError("the rollout is not paused", type="FAILED_PRECONDITION")
-
-    @workflow.update
-    def skip_step(self, command: Command) -> RolloutStatus:  # noqa: ARG002
-        """Leave the present step without waiting for more evidence, unless it says FAIL."""
-        self._progress.skips += 1
-        return self.status()
-
-    @skip_step.validator
-    def _may_skip(self, command: Command) -> None:  # noqa: ARG002
-        self._require(*WATCHED)
-
-    @workflow.update
-    def abort(self, command: Command) -> RolloutStatus:
-        """Go back and end ABORTED."""
-        self._stop(State.ABORTED, command.comment or f"aborted by {command.principal}")
-        return self.status()
-
-    @abort.validator
-    def _may_abort(self, command: Command) -> None:  # noqa: ARG002
-        self._require_running()
-
-    @workflow.update
-    def supersede(self, command: Command) -> RolloutStatus:
-        """Go back and end SUPERSEDED, to make way for another candidate."""
-        self._stop(State.SUPERSEDED, command.comment or f"superseded by {command.principal}")
-        return self.status()
-
-    @supersede.validator
-    def _may_supersede(self, command: Command) -> None:  # noqa: ARG002
-        self._require_running()
-
-    def _stop(self, state: State, reason: str) -> None:
-        self._progress.stop, self._progress.stop_reason = state, reason
-
-    def _require_running(self) -> None:
-        self._require(
-            State.PENDING, State.VALIDATING, State.AWAITING_APPROVAL, State.LOADING, *WATCHED
-        )
-
-    def _require(self, *states: State) -> None:
-        if self._progress.state not in states:
-            raise ApplicationError(
-                f"the rollout is {self._progress.state}", type="FAILED_PRECONDITION"
-            )
 
 
 def replace_reason(end: Ended, fence: Ended) -> Ended:

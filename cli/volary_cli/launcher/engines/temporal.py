@@ -12,11 +12,6 @@ from importlib import metadata
 from pathlib import Path
 
 import grpc
-from temporalio.api.workflowservice.v1 import (
-    DescribeNamespaceRequest,
-    DescribeNamespaceResponse,
-)
-from temporalio.testing import WorkflowEnvironment
 
 from volary_cli.launcher.errors import EngineError
 from volary_cli.launcher.loopback import LOOPBACK
@@ -88,6 +83,11 @@ class TemporalEngine:
 
     async def is_ready(self) -> bool:
         """Ask for the namespace: the port answers some time before it is there."""
+        from temporalio.api.workflowservice.v1 import (
+            DescribeNamespaceRequest,
+            DescribeNamespaceResponse,
+        )
+
         try:
             async with grpc.aio.insecure_channel(self.address) as channel:
                 describe = channel.unary_unary(
@@ -126,6 +126,8 @@ def _wheel_binary() -> Path | None:
 
 async def _download(folder: Path) -> Path | None:
     """Let the SDK fetch the binary; None when it cannot within 30 s."""
+    from temporalio.testing import WorkflowEnvironment
+
     known = executable_in(folder)
     if known is not None:
         return known

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from importlib import resources, util
 from pathlib import Path
 
-from temporalio.testing import WorkflowEnvironment
-
 from volary_cli.launcher.engines.temporal import executable_in
 from volary_cli.launcher.errors import EngineError
 from volary_cli.launcher.settings import MAVEN_CENTRAL
@@ -58,6 +56,8 @@ def ensure_test_server(cache: Path, *, maven: str = MAVEN_CENTRAL) -> Path:
 
 async def _download(folder: Path) -> Path | None:
     """Let the SDK fetch it; None when it cannot within 30 s."""
+    from temporalio.testing import WorkflowEnvironment
+
     try:
         async with asyncio.timeout(DOWNLOAD_S):
             server = await WorkflowEnvironment.start_time_skipping(download_dest_dir=str(folder))

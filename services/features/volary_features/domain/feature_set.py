@@ -56,7 +56,7 @@ class FeatureSetSpec(Strict):
 class FeatureSet(Declared):
     """The document of kind `FeatureSet`."""
 
-    kind: Literal["FeatureSet"]
+    kind: Literal["FeatureSet"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     name: ResourceId
     owner: Person
     on_call: Person

@@ -69,7 +69,7 @@ class RollingPlan:
 class LatestPlan:
     """How a latest or lookup view's numbers come from the record that stands."""
 
-    spec: LatestSpec
+    spec: LatestSpec | LookupSpec
 
     @cached_property
     def layout(self) -> LatestLayout:
@@ -109,7 +109,7 @@ SourcedPlan = RollingPlan | LatestPlan
 ViewPlan = SourcedPlan | RequestPlan
 
 
-def plan_of(spec: RollingSpec | LatestSpec | RequestSpec) -> ViewPlan:
+def plan_of(spec: RollingSpec | LatestSpec | LookupSpec | RequestSpec) -> ViewPlan:
     """Return the plan of a view."""
     if isinstance(spec, RollingSpec):
         return RollingPlan(spec)

@@ -127,11 +127,9 @@ class RollingSpec(_Sourced):
         return list(dict.fromkeys(f.column for f in self.features if f.column is not None))
 
 
-class LatestSpec(_Sourced):
-    """The newest record of an entity that is known at the asked instant and not too old."""
+class _OfOneRecord(_Sourced):
+    """What views have in common whose features are columns of the record that stands."""
 
-    kind: Literal["latest"]
-    ttl: LongestUs | None = None
     features: list[ColumnFeature] = Field(min_length=1, max_length=256)
 
     @model_validator(mode="after")
@@ -148,11 +146,22 @@ class LatestSpec(_Sourced):
         return list(dict.fromkeys(feature.column for feature in self.features))
 
 
-class LookupSpec(LatestSpec):
+class LatestSpec(_OfOneRecord):
+    """The newest record of an entity that is known at the asked instant and not too old."""
+
+    kind: Literal["latest"]
+    ttl: LongestUs | None = None
+
+
+class LookupSpec(_OfOneRecord):
     """Reference data: a table without a time of its own, the same at every instant."""
 
-    kind: Literal["lookup"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    ttl: None = None
+    kind: Literal["lookup"]
+
+    @property
+    def ttl(self) -> None:
+        """Nothing: it never grows old."""
+        return
 
 
 class RequestSpec(Strict):
@@ -188,7 +197,7 @@ ViewSpec = Annotated[
 class FeatureView(Declared):
     """The document of kind `FeatureView`."""
 
-    kind: Literal["FeatureView"]
+    kind: Literal["FeatureView"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     name: ResourceId
     owner: Person
     on_call: Person

@@ -43,12 +43,13 @@ async def get(transaction: Transaction, project: str, feature_set: str, version:
 
 async def page(transaction: Transaction, project: str, page: Page) -> Sequence[Row]:
     """Return the newest versions of sets in order of name."""
-    query = (
-        sa.select(t)
-        .where(t.c.project == project)
-        .distinct(t.c.feature_set)
-        .order_by(t.c.feature_set, t.c.version.desc())
+    newer = t.alias()
+    has_newer = sa.exists().where(
+        newer.c.project == t.c.project,
+        newer.c.feature_set == t.c.feature_set,
+        newer.c.version > t.c.version,
     )
+    query = sa.select(t).where(t.c.project == project, ~has_newer).order_by(t.c.feature_set)
     if page.after is not None:
         query = query.where(t.c.feature_set > str(page.after))
     return (await transaction.execute(query.limit(page.limit))).all()

@@ -16,13 +16,14 @@ from volary_features.tables import feature_views as t
 Row = sa.Row[Any]
 
 
+_newer = t.alias()
+_HAS_NEWER = sa.exists().where(
+    _newer.c.project == t.c.project, _newer.c.view == t.c.view, _newer.c.version > t.c.version
+)
+
+
 def _newest(project: str) -> sa.Select[Any]:
-    return (
-        sa.select(t)
-        .where(t.c.project == project)
-        .distinct(t.c.view)
-        .order_by(t.c.view, t.c.version.desc())
-    )
+    return sa.select(t).where(t.c.project == project, ~_HAS_NEWER).order_by(t.c.view)
 
 
 async def newest(transaction: Transaction, project: str, view: str) -> Row | None:
@@ -65,11 +66,7 @@ async def versions(
 
 async def live(transaction: Transaction) -> Sequence[Row]:
     """Return every version that takes events in: those once loaded, and the newest of each."""
-    newer = t.alias()
-    has_newer = sa.exists().where(
-        newer.c.project == t.c.project, newer.c.view == t.c.view, newer.c.version > t.c.version
-    )
-    query = sa.select(t).where(t.c.watermark_us.is_not(None) | ~has_newer)
+    query = sa.select(t).where(t.c.watermark_us.is_not(None) | ~_HAS_NEWER)
     return (await transaction.execute(query)).all()
 
 

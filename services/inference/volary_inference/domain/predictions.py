@@ -44,22 +44,22 @@ class VersionKey:
 class Cancellation:
     """Tells the engine that the caller went away; set once, from any thread."""
 
-    __slots__ = ("_callbacks", "_event", "_lock")
+    __slots__ = ("_callbacks", "_is_set", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._event = threading.Event()
+        self._is_set = False
         self._callbacks: list[Callable[[], None]] = []
 
     @property
     def is_set(self) -> bool:
         """True once the caller is gone."""
-        return self._event.is_set()
+        return self._is_set
 
     def cancel(self) -> None:
         """Say that nobody waits any more."""
         with self._lock:
-            self._event.set()
+            self._is_set = True
             callbacks = list(self._callbacks)
         for callback in callbacks:
             callback()
@@ -69,7 +69,7 @@ class Cancellation:
         """Call back on a cancellation within the block, at once if it has happened."""
         with self._lock:
             self._callbacks.append(callback)
-        if self.is_set:
+        if self._is_set:
             callback()
         try:
             yield
@@ -79,7 +79,9 @@ class Cancellation:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a cancellation; say whether it came."""
-        return self._event.wait(timeout_s)
+        happened = threading.Event()
+        with self.telling(happened.set):
+            return happened.wait(timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class Statistics:
     _dropped: Counter[str] = field(default_factory=Counter)
     _recent_queue_s: float = 0.0
 
-    def ran(self, rows: int, calls: int, seconds: float, closing: Closing) -> None:  # noqa: ARG002
+    def ran(self, rows: int, seconds: float, closing: Closing) -> None:
         """Note one run of the batching thread."""
         with self._lock:
             self._run.add(seconds)

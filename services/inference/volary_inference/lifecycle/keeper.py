@@ -27,7 +27,14 @@ from volary_inference.lifecycle.packages import PackageSource
 
 log = logging.getLogger(__name__)
 # another attempt may go better; everything else is the version's own fault
-PASSING = (Unavailable, DeadlineExceeded, Aborted, ResourceExhausted, Unauthenticated)
+PASSING = (
+    Unavailable,
+    DeadlineExceeded,
+    Aborted,
+    ResourceExhausted,
+    Unauthenticated,
+    OSError,  # a full disk may be emptied
+)
 Work = Callable[[], Coroutine[Any, Any, None]]
 RETRY_S = (0.2, 5.0)
 DRAIN_S = 30.0  # a batch that takes longer than this is stuck
@@ -113,8 +120,15 @@ class Keeper:
     def _ended(self, key: VersionKey, task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:
             del self._tasks[key]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed to change", key.name, exc_info=task.exception())
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("%s cannot be loaded", key.name, exc_info=task.exception())
+        version = self._versions.find(key)
+        if version is not None:
+            self._refuse(version, "INTERNAL", "loading failed; the log has the cause")
+
+    def _refuse(self, version: Version, reason: str, text: str) -> None:
+        self._put(replace(version, state=State.FAILED, error_reason=reason, error=text))
 
     def _put(self, version: Version) -> None:
         self._versions.put(version)
@@ -131,15 +145,7 @@ class Keeper:
                 wait_s = min(longest_s, wait_s * 2)
             except VolaryError as error:
                 log.warning("%s is refused: %s", key.name, error)
-                self._put(
-                    Version(
-                        key,
-                        digest,
-                        State.FAILED,
-                        error_reason=error.reason,
-                        error=error.message,
-                    )
-                )
+                self._refuse(Version(key, digest), error.reason, error.message)
                 return
             else:
                 return
@@ -156,7 +162,8 @@ class Keeper:
         async with self._loading:
             graph = await asyncio.to_thread(self._loader.open, package)
             self._put(replace(version, state=State.WARMING))
-            serving = await asyncio.to_thread(self._loader.warm, key, graph, package)
+            run_times = await asyncio.to_thread(self._loader.warm, graph, package)
+        serving = self._loader.serve(key, graph, run_times)
         ready = replace(version, state=State.READY, serving=serving, ready_us=self._clock.now_us())
         self._put(ready)
         log.info("%s is ready", key.name)

@@ -7,6 +7,7 @@ from volary_kit.clock import Clock
 from volary_inference.backends.onnxruntime_cpu import BACKEND, PLATFORM, OnnxGraph
 from volary_inference.domain.batching import Batcher, BatchPolicy
 from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
 from volary_inference.domain.versions import Serving
 from volary_inference.domain.warming import GoldenRows, warm
@@ -14,7 +15,7 @@ from volary_inference.lifecycle.packages import Package
 
 
 class Loader:
-    """Make packages serve; runs in a thread of its own, seconds at worst."""
+    """Make packages serve. `open` and `warm` take up to seconds: run them in a thread."""
 
     def __init__(self, policy: BatchPolicy, clock: Clock) -> None:
         self._policy = policy
@@ -24,17 +25,19 @@ class Loader:
         """Check and load the graph; raise InvalidArgument `ARTIFACT_REFUSED`."""
         return OnnxGraph(package.graph)
 
-    def warm(self, key: VersionKey, graph: OnnxGraph, package: Package) -> Serving:
-        """Run every batch size once and start batching.
+    def warm(self, graph: OnnxGraph, package: Package) -> RunTimes:
+        """Run the golden rows and every batch size once; return how long each took.
 
         Raises FailedPrecondition `GOLDEN_MISMATCH` or `WARM_UP_FAILED`, InvalidArgument
         `GOLDEN_ROWS_INVALID`.
         """
-        signature = graph.signature
         golden = None
         if package.golden is not None:
-            golden = GoldenRows.from_document(package.golden, signature)
-        times = warm(graph, signature, self._policy.max_rows, self._clock, golden)
+            golden = GoldenRows.from_document(package.golden, graph.signature)
+        return warm(graph, graph.signature, self._policy.max_rows, self._clock, golden)
+
+    def serve(self, key: VersionKey, graph: OnnxGraph, run_times: RunTimes) -> Serving:
+        """Start the batching thread of a warm graph."""
         statistics = Statistics()
         batcher = Batcher(
             f"{key.model}@{key.version}",
@@ -42,7 +45,7 @@ class Loader:
             self._policy,
             self._clock,
             statistics,
-            is_batched=signature.is_batched,
-            run_times=times,
+            is_batched=graph.signature.is_batched,
+            run_times=run_times,
         )
-        return Serving(signature, batcher, statistics, BACKEND, PLATFORM)
+        return Serving(graph.signature, batcher, statistics, BACKEND, PLATFORM)

@@ -17,6 +17,7 @@ from volary_ingest.domain.snapshot import DataFile, Snapshot, columns_of
 CHUNK_BYTES = 1 << 20
 SLICE_ROWS = 16_384
 ORDER = ("known_at", "record_id")
+OWN = {"record_id": pl.String(), "event_time": INSTANT, "known_at": INSTANT}
 
 
 class Frames:
@@ -47,11 +48,12 @@ class Frames:
     ) -> pl.DataFrame:
         """Return rows of a snapshot in order of (`known_at`, `record_id`).
 
-        The bounds on `known_at` are inclusive below and exclusive above. Raises InvalidArgument
+        The bounds on `known_at` are inclusive below and exclusive above. A snapshot without
+        files has no rows of the columns that every record has. Raises InvalidArgument
         `COLUMN_UNKNOWN`, and DataLoss when a file is gone.
         """
         known = _columns(snapshot)
-        for column in columns:
+        for column in columns if snapshot.files else ():
             if column not in known:
                 raise InvalidArgument(
                     "COLUMN_UNKNOWN",
@@ -60,7 +62,7 @@ class Frames:
                     field="columns",
                 )
         if not snapshot.files:
-            return pl.DataFrame(schema=dict.fromkeys(columns or ORDER, pl.Null))
+            return pl.DataFrame(schema=OWN)
         parts = [pl.scan_parquet(self._path(file)) for file in snapshot.files]
         rows = pl.concat(parts, how="diagonal").filter(_bounds(known_from_us, known_until_us))
         return rows.sort(ORDER).select(columns or list(known)).collect()

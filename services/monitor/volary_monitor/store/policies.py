@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -100,6 +101,7 @@ async def watching(transaction: Transaction) -> list[tuple[str, Monitor]]:
     return [(row.project, parsed(row.document)) for row in rows]
 
 
+@lru_cache(maxsize=256)
 def parsed(document: str) -> Monitor:
     """Return a stored document as a policy."""
     return policy.read(json.loads(document))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.types import TypeEngine
 from volary_kit.database import Transaction
 from volary_kit.pages import Page
 
@@ -15,20 +16,35 @@ from volary_monitor.tables import log_pending, predictions, truths
 
 Row = Any  # of the columns that each query names
 P, T = predictions.c, truths.c
+ADDED = {column.name: column.type for column in P if column.name != "position"}
 BY_MODEL = "model"  # the tier whose answers are the model's own
 JOINED = (P.project == T.project) & (P.model == T.model) & (P.subject == T.subject)
 
 
 async def add(transaction: Transaction, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Insert predictions; return the position of each that was not there, by event id."""
-    statement = insert(predictions).values(list(rows)).on_conflict_do_nothing()
-    new = await transaction.execute(statement.returning(P.event_id, P.position))
-    return {row.event_id: row.position for row in new}
+    statement = insert(predictions).from_select(list(ADDED), _unnested(ADDED, rows))
+    statement = statement.on_conflict_do_nothing().returning(P.event_id, P.position)
+    return {row.event_id: row.position for row in await transaction.execute(statement)}
 
 
 async def queue(transaction: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     """Queue events for the log."""
-    await transaction.execute(sa.insert(log_pending).values(list(rows)))
+    columns = {column.name: column.type for column in log_pending.c}
+    statement = insert(log_pending).from_select(list(columns), _unnested(columns, rows))
+    await transaction.execute(statement)
+
+
+def _unnested(
+    columns: Mapping[str, TypeEngine[Any]], rows: Sequence[dict[str, Any]]
+) -> sa.Select[Any]:
+    """Return rows as one array a column: one short statement, however many rows there are."""
+    arrays = [
+        sa.bindparam(name, [row[name] for row in rows], sa.ARRAY(kind))
+        for name, kind in columns.items()
+    ]
+    table = sa.func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    return sa.select(*(table.c[name] for name in columns))
 
 
 def _counted(project: str, model: str, *, include_shadow: bool) -> sa.ColumnElement[bool]:

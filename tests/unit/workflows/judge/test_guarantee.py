@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from volary_workflows.judge.evidence import log_not_inferior, log_worse
+from volary_workflows.judge.evidence import log_below_limit, log_not_inferior, log_worse
 from volary_workflows.judge.series import Series
 
 ALPHA = 0.01
@@ -34,7 +34,7 @@ def clopper_pearson_upper(hits, runs, confidence=0.99):
     return high
 
 
-def watched(generator, *, runs, calls_a_step, look, rates, ramp=RAMP, test=log_worse):
+def watched(generator, *, runs, calls_a_step, look, rates, ramp=RAMP, test=log_worse, limit=0.0):
     """Return per run whether the test ever crossed 1/alpha and the candidate's calls until then."""
     shape = (runs, len(ramp))
     ours, our_calls, theirs, their_calls = (np.zeros(shape) for _ in range(4))
@@ -55,6 +55,7 @@ def watched(generator, *, runs, calls_a_step, look, rates, ramp=RAMP, test=log_w
                 theirs[:, seen],
                 their_calls[:, seen],
                 np.zeros(step + 1, bool),
+                limit=limit,
             )
             exposed += np.where(crossed, 0, calls)
             crossed |= test(series) >= -math.log(ALPHA)
@@ -93,6 +94,19 @@ def test_an_inferior_candidate_is_promoted_in_at_most_alpha_of_the_rollouts():
         look=100,
         rates=(0.02, 0.03),
         test=not_inferior,
+    )
+    assert clopper_pearson_upper(int(crossed.sum()), crossed.size) <= ALPHA
+
+
+def test_a_candidate_at_the_limit_is_below_it_in_at_most_alpha_of_the_rollouts():
+    crossed, _ = watched(
+        np.random.default_rng(13),
+        runs=4_000,
+        calls_a_step=2_000,
+        look=100,
+        rates=(0.02, 0.02),
+        test=log_below_limit,
+        limit=0.02,
     )
     assert clopper_pearson_upper(int(crossed.sum()), crossed.size) <= ALPHA
 

@@ -63,6 +63,16 @@ async def test_request_ids_differ_by_step_and_are_uuids_of_the_first_run(time_sk
     assert len(set(ids)) == len(ids) == 5  # the retry after the lost reply wrote nothing twice
 
 
+@pytest.mark.parametrize("step", ["shadow", "50"])
+async def test_a_write_whose_reply_never_comes_is_taken_back(time_skipping, step):
+    world = World(mute_step=step)
+    status = await rolled(time_skipping, world)
+    assert status.state == "ROLLED_BACK"
+    assert "no reply, ever" in status.reason
+    assert [name for name, _ in world.steps][-2:] == [step, "rollback"]
+    assert world.changes[-1].expected_generation == world.changes[-2].expected_generation + 1
+
+
 async def test_a_bad_candidate_goes_back_at_once(time_skipping):
     world = World(looks={"50": BAD})
     status = await rolled(time_skipping, world)

@@ -64,6 +64,7 @@ class World:
     loaded: set[int] = field(default_factory=set)
     load_failure: str = ""
     lose_replies: int = 0
+    mute_step: str = ""
     is_blind: bool = False
 
     @activity.defn
@@ -106,6 +107,8 @@ class World:
             self.changes.append(change)
             state = TrafficState(self.generation, self.cause, self.rollout)
             self.replies[change.request_id] = state
+        if change.step == self.mute_step:
+            raise ApplicationError("no reply, ever", type="UNAVAILABLE")
         if self.lose_replies:
             self.lose_replies -= 1
             raise ApplicationError("the reply was lost", type="UNAVAILABLE")
