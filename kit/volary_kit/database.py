@@ -28,7 +28,7 @@ AfterCommit = Callable[[], None]
 
 POOL_SIZE = 5  # seven services, two replicas, on a server of 100 connections
 POOL_WAIT_S = 5.0
-CONNECT_S = 5.0
+CONNECT_S = 10.0
 LONGEST_STATEMENT_S = 60.0  # of background work, which has no deadline
 LONGEST_LOCK_S = 10.0
 RETRY_AFTER_S = 0.2

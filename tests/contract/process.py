@@ -30,7 +30,7 @@ from volary_kit.outgoing.retry import NO_RETRY
 
 from tests.contract.services import SERVICES, Contracted
 
-START_S = 60.0  # on two busy cores; a quiet machine needs two
+START_S = 120.0  # on two busy cores; a quiet machine needs two
 STOP_S = 30.0
 POLL_S = 0.05
 ISSUER = "gateway-issuing"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain, pairwise
 from typing import Protocol
 
 from volary.inference.v1.prediction_service_pb2 import PredictResponse
@@ -83,6 +84,7 @@ class Replay:
     faulty: set[int] = field(default_factory=set)
     tally: Tally = field(default_factory=Tally)
     _stopped: bool = False
+    _due_s: float = 0.0
     _ticked: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def stop(self) -> None:
@@ -99,23 +101,29 @@ class Replay:
             self.stop()
 
     async def play(self) -> None:
-        """Play all ticks, or until `stop`."""
+        """Play all ticks, or until `stop`; what is known next is pushed while this is asked."""
         limit = asyncio.Semaphore(self.in_flight)
-        loop = asyncio.get_running_loop()
-        due_s = loop.time()
         async with asyncio.TaskGroup() as calls:
-            for tick in self.ticks:
-                if self._stopped:
+            pushing: asyncio.Task[None] | None = None
+            for tick, following in pairwise(chain(self.ticks, [None])):
+                if self._stopped or tick is None:
                     return
-                await self._push(tick)
-                for ask in tick.asks:
-                    await limit.acquire()
-                    due_s = max(due_s + 1 / self.calls_per_s, loop.time() - 0.1)
-                    await asyncio.sleep(due_s - loop.time())
-                    calls.create_task(self._ask(ask, limit))
+                await (pushing or self._push(tick))
+                pushing = calls.create_task(self._push(following)) if following else None
+                await self._ask_all(tick, limit, calls)
                 self.tally.until = tick.until
                 async with self._ticked:
                     self._ticked.notify_all()
+
+    async def _ask_all(
+        self, tick: Tick, limit: asyncio.Semaphore, calls: asyncio.TaskGroup
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for ask in tick.asks:
+            await limit.acquire()
+            self._due_s = max(self._due_s + 1 / self.calls_per_s, loop.time() - 0.1)
+            await asyncio.sleep(self._due_s - loop.time())
+            calls.create_task(self._ask(ask, limit))
 
     async def reached(self, instant: datetime) -> None:
         """Return once the world has been played up to an instant."""
@@ -125,10 +133,14 @@ class Replay:
             )
 
     async def _push(self, tick: Tick) -> None:
-        for source in self.sources:
-            records = tick.records.get(source, [])
-            await self.client.push(source, records, watermark=tick.until)
-            self.tally.pushed += len(records)
+        records = {source: tick.records.get(source, []) for source in self.sources}
+        await asyncio.gather(
+            *(
+                self.client.push(source, rows, watermark=tick.until)
+                for source, rows in records.items()
+            )
+        )
+        self.tally.pushed += sum(map(len, records.values()))
 
     async def _ask(self, ask: Ask, limit: asyncio.Semaphore) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -14,6 +15,7 @@ from volary.policy.v1 import policy_pb2
 from volary_kit.calls import DEFAULT_PROJECT
 from volary_kit.channels import Channels
 from volary_kit.clock import Clock
+from volary_kit.errors import DeadlineExceeded, Unavailable
 from volary_kit.identity import KEY_ISSUER, SERVICE_ISSUER, SigningKey, TokenSource, write_jwks
 from volary_kit.outgoing import MeshDress
 
@@ -32,6 +34,8 @@ ROLES = (
 LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=1)
 CALL_S = 10.0
+PATIENCE_S = 30.0
+AGAIN_S = 0.5
 
 
 class Identities:
@@ -62,8 +66,19 @@ class Identities:
         """Keep a development key in the folder; ask gateway for one when there is none."""
         known = self._folder.api_key()
         if known is None or _expiry_us(known) < clock.now_us() + _us(RENEW_BEFORE):
-            token = await self._create_api_key(gateway, clock)
+            token = await self._created(gateway, clock)
             self._folder.write_private(self._folder.api_key_file, token + "\n")
+
+    async def _created(self, gateway: str, clock: Clock) -> str:
+        """Ask until gateway has answered: it may lose its database for a moment."""
+        give_up_s = clock.monotonic_s() + PATIENCE_S
+        while True:
+            try:
+                return await self._create_api_key(gateway, clock)
+            except (Unavailable, DeadlineExceeded):
+                if clock.monotonic_s() > give_up_s:
+                    raise
+                await asyncio.sleep(AGAIN_S)
 
     async def _create_api_key(self, gateway: str, clock: Clock) -> str:
         request = identity_service_pb2.CreateApiKeyRequest(

@@ -108,7 +108,9 @@ class Mesh:
 
     def components(self) -> tuple[Component, ...]:
         """Return every process of this mesh; engines that exist already are left out."""
-        built = [*self._engines(), self._traces()]
+        built = self._engines()
+        if self._options.settings.otlp_endpoint is None:
+            built.append(self._traces())
         for index, row in enumerate(SERVICES):
             built.append(self._surroundings.component(row, self._ports.service(index)))
         for index in range(self._options.replicas):
@@ -121,7 +123,11 @@ class Mesh:
 
     def _describe(self) -> Surroundings:
         settings, plan = self._options.settings, self._ports
-        at = {row.name: address(plan.service(i)[DATA]) for i, row in enumerate(SERVICES)}
+        at = {
+            row.name: address(plan.service(i)[DATA])
+            for i, row in enumerate(SERVICES)
+            if row.kind is Kind.SERVICE  # a worker takes no calls
+        }
         first = plan.replica(0)
         return Surroundings(
             folder=self._folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2
 
 from volary_cli.launcher.engines.temporal import NAMESPACE
@@ -83,4 +84,13 @@ class WorkerProbe:
             reply = await describe(request, timeout=PROBE_S)
         except grpc.aio.AioRpcError:
             return False
-        return len(reply.pollers) > 0
+        return any(_is_alive(poller.identity) for poller in reply.pollers)
+
+
+def _is_alive(identity: str) -> bool:
+    """Say whether a poller's process lives; Temporal remembers those that died for minutes.
+
+    The SDK's identity is pid@host.
+    """
+    pid = identity.partition("@")[0]
+    return pid.isdigit() and psutil.pid_exists(int(pid))

@@ -51,6 +51,7 @@ class MeshRun:
         whatever had started by then is stopped.
         """
         with self._folder.held(), _stop_signals() as stopping:
+            self._tell()
             try:
                 await self._run(stopping)
             except BaseException as error:

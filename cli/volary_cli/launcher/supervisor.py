@@ -18,7 +18,7 @@ LONGEST_BACK_OFF_S = 10.0
 STEADY_S = 30.0  # a component that ran this long starts again without a longer wait
 READY_POLL_S = 0.2
 WATCH_S = 1.0
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 180.0
 STARTS = 3  # a component that ends this often before it is ready will not get better
 BROKEN_SETTINGS = 2  # exit status of a service whose settings are broken: no second try
 log = logging.getLogger(__name__)
@@ -102,9 +102,10 @@ class Supervisor:
             began_s = loop.time()
             try:
                 code: object = await self._run_once(condition)
-            except (OSError, EngineError) as error:
+            except Exception as error:
                 if not condition.usable.is_set():
                     raise
+                log.exception("%s does not start again", condition.component.name)
                 code = error  # it ran before: the next try may find disk and port again
             starts += 1
             self._note(condition, Health.DOWN, pid=None)
@@ -147,7 +148,7 @@ class Supervisor:
         self._note(condition, Health.READY, condition.pid)
         while True:
             await asyncio.sleep(WATCH_S)
-            is_ready = await condition.component.is_ready()
+            is_ready = await self._asked(condition.component)
             self._note(condition, Health.READY if is_ready else Health.DEGRADED, condition.pid)
 
     async def _until_ready(self, condition: Condition) -> None:
@@ -155,11 +156,18 @@ class Supervisor:
         deadline_s = None if condition.usable.is_set() else self._start_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
-                while not await condition.component.is_ready():  # noqa: ASYNC110 - it is asked
+                while not await self._asked(condition.component):  # noqa: ASYNC110 - it is asked
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError:
             text = f"is not ready after {self._start_deadline_s:.0f} s"
             raise self._start_error(condition, text) from None
+
+    async def _asked(self, component: Component) -> bool:
+        try:
+            return await component.is_ready()
+        except Exception:  # the supervisor: a question that fails is a no
+            log.exception("asking %s failed", component.name)
+            return False
 
     def _note_ready(self, condition: Condition) -> None:
         if condition.ready_after_s is None:

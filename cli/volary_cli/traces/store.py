@@ -41,7 +41,7 @@ COLUMNS = "trace_id, span_id, parent_id, service, name, kind, start_ns, end_ns, 
 SEARCH = """
 WITH hits AS (
   SELECT trace_id, max(start_ns) AS last_ns FROM spans
-  WHERE ($1::text IS NULL OR service = $1)
+  WHERE ($1::text IS NULL OR service IN ($1, 'volary-' || $1))
     AND ($2::text IS NULL OR strpos(lower(name), lower($2)) > 0)
     AND end_ns - start_ns >= $3
   GROUP BY trace_id ORDER BY last_ns DESC LIMIT $4

@@ -25,8 +25,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from volary_longrunning import operations_pb2
 
 from volary_kit import telemetry
@@ -163,13 +162,13 @@ class Operations:
     async def _work(self) -> None:
         client = await self._connected()
         running = Running(self.rows, self._handlers, self._announce_end)
-        passed = SandboxRestrictions.default.with_passthrough_modules("volary_kit")
         worker = Worker(
             client,
             task_queue=self.task_queue,
             workflows=[OperationWorkflow],
             activities=[running.run_operation, running.close_operation],
-            workflow_runner=SandboxedWorkflowRunner(restrictions=passed),
+            # one activity and nothing else: a sandbox would import it anew for every operation
+            workflow_runner=UnsandboxedWorkflowRunner(),
             max_concurrent_activities=MAX_RUNNING,
             # a cancellation arrives with a heartbeat, and these are held back by this long
             max_heartbeat_throttle_interval=timedelta(seconds=THROTTLE_S),

@@ -217,6 +217,7 @@ class Controller:
 
     async def watch_leases(self) -> None:
         """Withdraw the endpoints of replicas whose lease is over, and keep the rows in step."""
+        self.fleet.renew(self._clock.now_us())
         while True:
             for replica_id in self.fleet.expire(self._clock.now_us()):
                 log.warning("the lease of replica %s is over", replica_id)

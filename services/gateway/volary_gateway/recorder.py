@@ -44,6 +44,7 @@ class Recorder:
         self._flushing = asyncio.Lock()
         self._accounts: dict[str, Account] = {}
         self._gaps: dict[tuple[ModelName, int], Gap] = {}
+        self._unsaved_accounts: set[str] = set()
         self._unsaved_gaps: set[tuple[ModelName, int]] = set()
         self._last: Reading | None = None
 
@@ -52,8 +53,7 @@ class Recorder:
         async with self._database.read() as transaction:
             self._accounts = await rows.accounts(transaction)
             self._gaps = await rows.gaps(transaction)
-        if self._accounts:
-            self.doubt()
+        self.doubt()
 
     def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
         """Take one record; one that is no evidence is still one of Envoy's attempts."""
@@ -76,31 +76,28 @@ class Recorder:
         async with self._flushing:
             if self._pending is None and self._counts:
                 self._pending, self._counts = (uuid.uuid4(), self._counts), Counts()
-            if self._pending is not None:
-                batch, counts = self._pending
-                stored = self._as_stored(counts)
-                async with self._database.transaction() as transaction:
-                    await rows.add(transaction, batch, counts, stored, self._clock.now_us())
-                self._pending = None
-            await self._flush_gaps()
+                self._unsaved_accounts |= self._pending[1].records.keys()
+            accounts, gaps = set(self._unsaved_accounts), set(self._unsaved_gaps)
+            if self._pending is None and not accounts and not gaps:
+                return
+            async with self._database.transaction() as transaction:
+                if self._pending is not None:
+                    await rows.add(transaction, *self._pending, self._clock.now_us())
+                await rows.save_accounts(transaction, self._as_stored(accounts))
+                await rows.save_gaps(transaction, [self._gaps[key] for key in sorted(gaps)])
+            self._pending = None
+            self._unsaved_accounts -= accounts
+            self._unsaved_gaps -= gaps
 
-    def _as_stored(self, counts: Counts) -> dict[str, Account]:
-        """Return the accounts as they are once this batch is in, without what came after it."""
+    def _as_stored(self, clusters: Iterable[str]) -> dict[str, Account]:
+        """Return accounts without the records that are not in a batch yet."""
         return {
             cluster: Account(
                 self._accounts[cluster].records - self._counts.records[cluster],
                 self._accounts[cluster].known_lost,
             )
-            for cluster in counts.records
+            for cluster in clusters
         }
-
-    async def _flush_gaps(self) -> None:
-        if not self._unsaved_gaps:
-            return
-        unsaved = set(self._unsaved_gaps)
-        async with self._database.transaction() as transaction:
-            await rows.save_gaps(transaction, [self._gaps[key] for key in sorted(unsaved)])
-        self._unsaved_gaps -= unsaved
 
     async def flush_always(self) -> None:
         """Store the counts every 0.2 s, for ever."""
@@ -131,8 +128,11 @@ class Recorder:
             version = VersionName.of_cluster(cluster)
             if version is not None:
                 account = self._accounts.setdefault(cluster, Account())
+                before = account.known_lost
                 account.poll(poll)
                 verdicts.setdefault(version.parent, []).append(account.judge(now_us))
+                if account.known_lost != before:
+                    self._unsaved_accounts.add(cluster)
         for model, found in verdicts.items():
             self._conclude(model, found)
 
@@ -175,7 +175,16 @@ class Recorder:
         gaps = [self._gaps[key] for g in generations if (key := (model, g)) in self._gaps]
         return variants, gaps
 
-    @property
-    def is_reconciled(self) -> bool:
-        """True when Envoy's counters are being read: without them nothing is complete."""
-        return self._last is not None
+    def is_reconciled(self, model: ModelName) -> bool:
+        """Say whether a model's records are held against Envoy's counters by now.
+
+        Without that nothing is complete.
+        """
+        serving = {
+            VersionName.of(model, version).cluster
+            for traffic in self._live()
+            if traffic.model == model
+            for version in traffic.receiving
+        }
+        accounts = [self._accounts.get(cluster) for cluster in serving]
+        return all(account and account.known_lost is not None for account in accounts)

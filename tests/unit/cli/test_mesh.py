@@ -54,15 +54,17 @@ def test_an_engine_that_exists_is_not_started(
 ) -> None:
     monkeypatch.setenv("VOLARY_POSTGRES_URL", "postgresql://admin:secret@db.example:5433/mesh")
     monkeypatch.setenv("VOLARY_TEMPORAL_ADDRESS", "temporal.example:7233")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.example:4317")
     mesh = mesh_of(folder)
     components = {component.name: component for component in mesh.components()}
-    assert {"postgres", "temporal"} & set(components) == set()
+    assert {"postgres", "temporal", "traces"} & set(components) == set()
     assert "postgres" not in components["registry"].needs
     assert mesh.addresses["postgres"] == "db.example:5433"
     assert mesh.addresses["temporal_ui"] is None
     given = components["registry"].command().env
     assert given["VOLARY_REGISTRY_DATABASE_URL"].endswith("@db.example:5433/mesh")
     assert "admin" not in given["VOLARY_REGISTRY_DATABASE_URL"]
+    assert given["VOLARY_REGISTRY_OTLP_ENDPOINT"] == "http://collector.example:4317"
 
 
 def test_services_are_handed_their_own_settings(folder: MeshFolder) -> None:

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from volary_cli.launcher.settings import LauncherSettings
 
 REPO = Path(__file__).parents[3]
 # what a minimal Linux has; no uv, pip, cargo, go or java among it
@@ -31,13 +34,19 @@ def bare_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what the repository holds."""
+def checkout() -> Iterator[Path]:
+    """A copy of what the repository holds, on the disk of uv's cache: its files are linked."""
+    cache = LauncherSettings.read().cache
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        yield _copied(Path(folder) / "check out")  # a path with a space
+
+
+def _copied(target: Path) -> Path:
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=REPO, capture_output=True, check=True,
     ).stdout.decode()  # fmt: skip
-    target = tmp_path / "check out"  # a path with a space
     for name in filter(None, listed.split("\0")):
         source = REPO / name
         if source.is_file():
@@ -60,6 +69,7 @@ def base_python() -> Path:
     return Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
 
 
+@pytest.mark.timeout(900)  # a cold cache has 2.5 GB to fetch
 def test_a_bare_machine_gets_to_help_and_the_second_time_at_once(
     checkout: Path, bare_path: Path
 ) -> None:
@@ -88,6 +98,7 @@ def test_without_any_python_and_uv_it_says_what_it_needs(tmp_path: Path, bare_pa
     assert "CPython 3.11 or 3.12" in result.stderr
 
 
+@pytest.mark.timeout(300)
 def test_uv_is_fetched_by_hand_where_python_has_no_ensurepip(tmp_path: Path) -> None:
     script = (REPO / "volary").read_text()
     values = dict(

@@ -126,11 +126,13 @@ async def test_search_by_service_name_and_duration(store: SpanStore) -> None:
     assert await ids() == [slow, TRACE]
     assert await ids(limit=1) == [slow]
     assert await ids(service="registry") == [TRACE]
+    await store.add([span(3, 1, service="volary-monitor")])
+    assert await ids(service="monitor") == [TRACE]
     assert await ids(name="getm") == [TRACE]
     assert await ids(name="%") == []
     assert await ids(min_ms=100.0) == [slow]
     (summary,) = await store.search(service="registry", name=None, min_ms=0, limit=10)
-    assert (summary.service, summary.name, summary.spans) == ("gateway", "span 1", 2)
+    assert (summary.service, summary.name, summary.spans) == ("gateway", "span 1", 3)
 
 
 async def test_old_and_supernumerary_spans_go(store: SpanStore) -> None:

@@ -79,7 +79,11 @@ BASKET = document(
 )
 VIEWS = [SALES, WEATHER, TOWN, BASKET]
 MEMBERS = [
-    *(f"sales.{name}_{window}" for name in ("count", "mean", "total", "least", "most") for window in ("1h", "day")),
+    *(
+        f"sales.{name}_{window}"
+        for name in ("count", "mean", "total", "least", "most")
+        for window in ("1h", "day")
+    ),
     "weather.temp",
     "weather.rain",
     "town.people",
@@ -181,7 +185,9 @@ class Mesh:
     clock: ManualClock
     redis: Redis
 
-    async def declare(self, views: list[dict[str, Any]], feature_set: dict[str, Any]) -> ResolvedSet:
+    async def declare(
+        self, views: list[dict[str, Any]], feature_set: dict[str, Any]
+    ) -> ResolvedSet:
         for each in views:
             await self.definitions.apply_view(PROJECT, each["name"], each, validate_only=False)
         name = feature_set["name"]

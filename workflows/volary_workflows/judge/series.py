@@ -20,8 +20,9 @@ MIN_CALLS_OF_LATE = 50
 class Series:
     """Counts over cells, shape [..., cells]; `shares` is the candidate's share of the attempts.
 
-    `mirrored` marks shadow cells. `is_per_step` forbids to multiply evidence over cells, because
-    the same users come back in the next one. `limit` is the acceptable event rate, 0 for none.
+    `is_per_step` forbids to multiply evidence over cells, because the same users come back in the
+    next one. `limit` is the acceptable event rate, 0 for none. `has_margin` is false where only
+    the limit counts towards PASS.
     """
 
     name: str
@@ -30,7 +31,6 @@ class Series:
     candidate_calls: Floats
     baseline_events: Floats
     baseline_calls: Floats
-    mirrored: NDArray[np.bool_]
     is_per_step: bool = False
     limit: float = 0.0
     has_margin: bool = True
@@ -173,7 +173,6 @@ def _series(
         candidate_calls=column(size, "candidate"),
         baseline_events=column(events, "baseline"),
         baseline_calls=column(size, "baseline"),
-        mirrored=np.array([cell.shadow for cell in cells], dtype=np.bool_),
     )
 
 

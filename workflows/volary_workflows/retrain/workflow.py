@@ -182,7 +182,7 @@ class RetrainWorkflow:
             end_us=until_us,
             rule=plan.gate,
             floors=plan.floors,
-            key=f"gate.v{trained.version}.{workflow.info().first_execution_run_id[:8]}",
+            key=f"gate.v{trained.version}.{workflow.info().first_execution_run_id[-8:]}",
             request_id=self._request_id("compare"),
         )
         return await self._call("judge_gate", task, GateLook)

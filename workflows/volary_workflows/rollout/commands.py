@@ -136,6 +136,8 @@ class Commanded:
         self._progress.stop, self._progress.stop_reason = state, reason
 
     def _require_running(self) -> None:
+        if self._progress.is_closing:
+            raise ApplicationError("the version is being promoted", type="FAILED_PRECONDITION")
         self._require(
             State.PENDING, State.VALIDATING, State.AWAITING_APPROVAL, State.LOADING, *WATCHED
         )

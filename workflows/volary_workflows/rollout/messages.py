@@ -138,6 +138,7 @@ class Progress:
     written: list[TrafficStep] = field(default_factory=list)
     is_loaded: bool = False
     is_exposed: bool = False
+    is_closing: bool = False
     paused: str = ""
     approved_by: str = ""
     rejected_by: str = ""

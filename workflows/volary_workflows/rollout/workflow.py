@@ -93,7 +93,8 @@ class RolloutWorkflow(Commanded):
             return
         seed = workflow.info().first_execution_run_id
         progress.request_seed = seed
-        progress.rollout = f"{self._spec.model}-v{self._spec.candidate}-{seed[:8]}"
+        # run ids begin with the time: only the end tells two rollouts of a minute apart
+        progress.rollout = f"{self._spec.model}-v{self._spec.candidate}-{seed[-8:]}"
         self._enter(State.PENDING, self._spec.reason)
 
     async def _go_on(self) -> None:
@@ -195,6 +196,8 @@ class RolloutWorkflow(Commanded):
         await self._watch("bake", self._spec.bake_s, 0, needs_pass=False)
 
     async def _promote(self) -> None:
+        self._heed_stop()
+        self._progress.is_closing = True
         await self._write("promote", weight=WHOLE, cause="PROMOTE", production=self._spec.candidate)
         self._enter(State.PROMOTED)
 
@@ -358,7 +361,7 @@ class RolloutWorkflow(Commanded):
         await self._explain_fence()
         if not progress.baseline:
             return  # it was the first version: there is nothing to go back to
-        change = self._change("rollback", 0, 0, "ROLLBACK", 0)
+        change = self._change("rollback", 0, 0, "ROLLBACK", progress.baseline)
         try:
             after = await self._call("set_traffic", change, TrafficState, None)
         except ActivityError as error:

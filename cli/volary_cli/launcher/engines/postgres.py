@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import quote
@@ -50,9 +52,11 @@ class PostgresEngine:
         self._user = unprivileged_user()
         self.port = port
 
-    @property
+    @cached_property
     def version(self) -> str:
-        return "18.4"
+        words = [str(self._binary("postgres")), "--version"]
+        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return told.split()[-1]
 
     @property
     def address(self) -> str:

@@ -43,6 +43,8 @@ class Account:
 
     def poll(self, poll: Poll) -> None:
         """Take a reading of the counter; it is judged once its records must be here."""
+        if self.known_lost is None and poll.attempts == self.records == 0:
+            self.known_lost = 0
         self.polls.append(poll)
 
     def judge(self, now_us: int) -> Verdict:

@@ -15,7 +15,9 @@ from volary_kit.errors import Aborted, FailedPrecondition
 
 from volary_gateway.domain.names import VersionName
 
-LEASE_US = 3_000_000  # a frozen replica is out within 3 s; it reports three times in a lease
+# Envoy's health checks take a frozen replica out within 3 s; the lease outlasts a machine that is
+# too busy to report, since a lease that ends by mistake takes a good replica away
+LEASE_US = 10_000_000
 MAX_SUPERSEDED = 256
 
 
@@ -140,6 +142,13 @@ class Fleet:
     def get(self, replica_id: str) -> Replica | None:
         """Return a replica, None when it never reported."""
         return self._replicas.get(replica_id)
+
+    def renew(self, now_us: int) -> None:
+        """Begin every lease anew: while nobody listened nobody could report."""
+        self._replicas = {
+            key: replace(replica, lease_until_us=now_us + LEASE_US)
+            for key, replica in self._replicas.items()
+        }
 
     def report(self, replica: Replica, now_us: int) -> bool:
         """Take a report and renew the lease; return whether anything but the lease changed.

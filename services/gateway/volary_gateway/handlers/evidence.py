@@ -30,7 +30,7 @@ class EvidenceHandler(evidence_service_pb2_grpc.EvidenceServiceServicer):
         rollout = request.rollout.rpartition("/")[2]
         variants, gaps = await self._recorder.read(model, rollout, request.from_generation)
         doubtful = {gap.generation for gap in gaps if gap.is_open or gap.lost}
-        is_counted = self._recorder.is_reconciled
+        is_counted = self._recorder.is_reconciled(model)
         return evidence_pb2.Evidence(
             model=str(model),
             rollout=rollout,

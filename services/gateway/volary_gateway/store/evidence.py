@@ -57,7 +57,6 @@ async def add(
     transaction: Transaction,
     batch: uuid.UUID,
     counts: Counts,
-    accounts: Mapping[str, Account],
     now_us: int,
 ) -> None:
     """Add a batch of counts once: a batch that is already in changes nothing."""
@@ -73,7 +72,6 @@ async def add(
     await _add_outcomes(transaction, counts, ids)
     await _add_latencies(transaction, counts, ids)
     await _add_users(transaction, counts, ids)
-    await save_accounts(transaction, accounts)
 
 
 async def _variant_ids(transaction: Transaction, counts: Counts) -> dict[Variant, int]:

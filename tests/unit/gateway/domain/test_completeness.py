@@ -58,6 +58,12 @@ def test_first_exact_poll_is_where_counting_begins():
     assert judged(made, 200 * MS, 201 * MS, 501).lost == 1
 
 
+def test_cluster_that_is_met_before_its_first_attempt_is_counted_from_the_start():
+    made = account(known_lost=None)
+    made.poll(Poll(100 * MS, 101 * MS, 0))
+    assert made.known_lost == 0
+
+
 def test_counter_that_begins_anew_is_noticed():
     made = account(ended=(10 * MS, 20 * MS, 30 * MS))
     verdict = judged(made, 100 * MS, 101 * MS, 1)

@@ -49,6 +49,12 @@ def test_lease_keeps_a_silent_replica_and_then_withdraws_it():
     assert fleet.endpoints(desired()) == {}
 
 
+def test_lease_begins_anew_when_gateway_listens_again():
+    fleet = Fleet([replica()])
+    fleet.renew(LEASE_US)
+    assert fleet.expire(LEASE_US + 1) == ()
+
+
 def test_report_says_whether_anything_changed():
     fleet = Fleet()
     assert fleet.report(replica(), 0)

@@ -14,16 +14,10 @@ from volary_workflows.judge.series import Series
 counts = st.integers(min_value=0, max_value=500)
 
 
-def series(cells, *, limit=0.0, is_per_step=False, mirrored=None):
+def series(cells, *, limit=0.0, is_per_step=False):
     """Make a series of (share, candidate events, candidate calls, baseline events, calls)."""
     columns = [np.array(column, dtype=float) for column in zip(*cells, strict=True)]
-    return Series(
-        "errors",
-        *columns,
-        np.zeros(len(cells), bool) if mirrored is None else np.array(mirrored),
-        limit=limit,
-        is_per_step=is_per_step,
-    )
+    return Series("errors", *columns, limit=limit, is_per_step=is_per_step)
 
 
 def by_hand(candidate, baseline, share, ratio, bound=1.0):

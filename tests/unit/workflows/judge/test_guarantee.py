@@ -54,7 +54,6 @@ def watched(generator, *, runs, calls_a_step, look, rates, ramp=RAMP, test=log_w
                 our_calls[:, seen],
                 theirs[:, seen],
                 their_calls[:, seen],
-                np.zeros(step + 1, bool),
                 limit=limit,
             )
             exposed += np.where(crossed, 0, calls)
@@ -78,7 +77,7 @@ def test_looking_after_every_single_event_changes_nothing(share):
     for _ in range(chunks):
         ours = (generator.random((runs, events)) < share).cumsum(axis=1)[..., None]
         theirs = np.arange(1, events + 1)[None, :, None] - ours
-        series = Series("errors", np.array([share]), ours, none, theirs, none, np.zeros(1, bool))
+        series = Series("errors", np.array([share]), ours, none, theirs, none)
         hits += int((log_worse(series) >= -math.log(ALPHA)).any(axis=1).sum())
     assert clopper_pearson_upper(hits, runs * chunks) <= ALPHA
 

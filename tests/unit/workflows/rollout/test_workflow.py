@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
-from volary_workflows.rollout.messages import ApprovalPolicy, Command, RolloutStatus, Step
+from volary_workflows.rollout.messages import (
+    ApprovalPolicy,
+    Command,
+    Progress,
+    RolloutStatus,
+    Step,
+    TrafficStep,
+    Transition,
+)
 
 from .world import (
     BAD,
@@ -230,6 +239,51 @@ async def test_cancelling_the_workflow_goes_back_too(time_skipping):
         status = await handle.result()
     assert (status.state, status.reason) == ("ABORTED", "cancelled")
     assert world.steps[-1] == ("rollback", 0)
+
+
+async def test_what_continues_as_new_goes_on_where_it_was(time_skipping):
+    began_s = (await time_skipping.get_current_time()).timestamp()
+    progress = Progress(
+        state="CANARY",
+        rollout="delays-v2-before",
+        request_seed=str(uuid.uuid4()),
+        stage=4,  # validate, approve, load and shadow lie behind
+        stage_began_s=began_s - 5 * HOUR_S,
+        baseline=1,
+        generation=9,
+        written=[TrafficStep("shadow", 8, 0, 10_000), TrafficStep("canary", 9, 1_000)],
+        is_loaded=True,
+        is_exposed=True,
+        history=[Transition("CANARY", began_s - 5 * HOUR_S, "canary")],
+    )
+    world = World(generation=9, rollout="delays-v2-before", loaded={2})
+    async with serving(time_skipping, world) as queue:
+        status = await (await started(time_skipping, queue, SPEC, progress)).result()
+    assert status.state == "PROMOTED"
+    assert world.steps == [("50", 5_000), ("bake", 10_000), ("promote", 10_000)]
+    assert [step.step for step in world.tasks[0].written] == ["shadow", "canary"]
+    entered = {transition.state: transition.at_s for transition in status.history}
+    assert entered["PROGRESSING"] - entered["CANARY"] < 7 * HOUR_S  # the wait did not begin anew
+
+
+async def test_two_rollouts_of_one_candidate_never_share_their_evidence(time_skipping):
+    first, second = await rolled(time_skipping, World()), await rolled(time_skipping, World())
+    assert first.rollout != second.rollout
+
+
+async def test_cancelled_in_mid_promotion_the_baseline_is_production_again(time_skipping):
+    world = World(mute_step="promote")
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue)
+        await time_skipping.sleep(timedelta(hours=43))
+        with time_skipping.auto_time_skipping_disabled():
+            await until(lambda: world.steps[-1][0] == "promote")
+            with pytest.raises(WorkflowUpdateFailedError):
+                await updated(handle, "abort")
+            await handle.cancel()
+        status = await handle.result()
+    assert status.state == "ABORTED"
+    assert world.production == 1
 
 
 async def test_supersede_makes_way(time_skipping):
