@@ -25,7 +25,7 @@ from volary_kit.migrations import migrate, migrations_of
 
 PASSWORD = "test"
 # a crash of the machine in mid-test loses nothing that anybody wants
-FAST = {"log_connections": "on", "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
 

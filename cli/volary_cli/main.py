@@ -72,7 +72,7 @@ def main() -> None:
     # every child is a fork that execs at once: gRPC has nothing to repair in it
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
-        app()
+        app(prog_name="volary")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

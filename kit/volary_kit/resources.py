@@ -220,11 +220,15 @@ def peers_of(settings: ServiceSettings) -> dict[str, str | None]:
     }
 
 
-def peer_credentials(ca_file: Path | None) -> grpc.ChannelCredentials | None:
-    """Return TLS credentials for calls to peers, None for plain text on loopback."""
+def peer_credentials(service: str, ca_file: Path | None) -> grpc.ChannelCredentials | None:
+    """Return TLS credentials for calls to peers, None for plain text; raise SettingsError."""
     if ca_file is None:
         return None
-    return grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
+    try:
+        return grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
+    except OSError as error:
+        key = f"{prefix_of(service)}PEER_CA_FILE"
+        raise SettingsError(f"{key}: {ca_file} cannot be read: {error.strerror}") from error
 
 
 @asynccontextmanager
@@ -241,7 +245,8 @@ async def opened(
         verifier = verifier_of(settings, clock)
         ruling = Ruling(verifier, CallMetrics(), clock, telemetry, ledger)
         dress = MeshDress(tokens_of(settings, service, clock), telemetry)
-        channels = Channels(service, peers_of(settings), dress)
+        credentials = peer_credentials(service, settings.peer_ca_file)
+        channels = Channels(service, peers_of(settings), dress, credentials)
         stack.push_async_callback(channels.close)
         temporal = TemporalConnection(settings.temporal_address, settings.temporal_namespace)
         yield Resources(

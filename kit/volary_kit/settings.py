@@ -42,6 +42,7 @@ class ServiceSettings(BaseSettings):
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
+    peer_ca_file: Path | None = None  # set it and calls to peers go over TLS
     data_dir: Path = Path(".volary")
     drain_delay_s: float = Field(default=0.5, ge=0, le=300)
     grace_s: float = Field(default=10.0, ge=0, le=600)

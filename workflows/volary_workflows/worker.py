@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib import metadata
 from typing import Any
 
 from temporalio.client import Client
@@ -53,6 +54,8 @@ def make_worker(
     return Worker(
         client,
         task_queue=task_queue,
+        # without one the SDK hashes every loaded module, for seconds, on the event loop
+        build_id=f"volary-workflows-{metadata.version('volary-workflows')}",
         workflows=list(WORKFLOWS),
         activities=list(activities),
         interceptors=[CallInterceptor()],

@@ -21,4 +21,6 @@ def explained(error: Exception) -> CommandError | None:
         return CommandError(f"rollout: {error}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CommandError(f"the disk is full: {error.filename or error}")
+    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
+        return CommandError(f"{error.strerror}: {error.filename}")
     return None

@@ -22,6 +22,7 @@ from volary_kit.timestamps import duration_from_us
 from volary_cli.demo.declared import FaultSpec
 from volary_cli.launcher.folder import MeshFolder
 from volary_cli.launcher.identities import LAUNCHER, Identities
+from volary_cli.launcher.ports import CONTROL, address
 
 FAILPOINT_ID = "demo"
 
@@ -61,7 +62,7 @@ async def _controls(
 ) -> AsyncIterator[list[ControlServiceStub]]:
     """Open the control listeners of all inference replicas, as the launcher."""
     addresses: dict[str, str | None] = {
-        row["name"]: row["ports"]["control"]
+        row["name"]: address(row["ports"][CONTROL])
         for row in components
         if row["name"].startswith("inference")
     }

@@ -32,7 +32,6 @@ class Command:
     user: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
-    niceness: int = 0
 
 
 def inherited_environment() -> dict[str, str]:
@@ -51,8 +50,6 @@ def _before_exec(command: Command, parent: int) -> Callable[[], None]:
         _libc.prctl(PR_SET_PDEATHSIG, int(command.orphan_signal), 0, 0, 0)
         if os.getppid() != parent:  # the parent died between fork and prctl
             os._exit(1)
-        if command.niceness:
-            os.nice(command.niceness)
 
     return prepare
 

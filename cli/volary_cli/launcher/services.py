@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -27,7 +27,6 @@ class Row:
     name: str
     needs: tuple[str, ...] = ENGINES
     kind: Kind = Kind.SERVICE
-    niceness: int = 0
     has_schema: bool = True
 
 
@@ -36,7 +35,7 @@ SERVICES = (
     Row("registry"),
     Row("ingest"),
     Row("features"),
-    Row("trainer", niceness=10),  # training yields to those who answer callers
+    Row("trainer"),
     Row("monitor"),
     Row("gateway"),
     Row("workflows", kind=Kind.WORKER, has_schema=False),
@@ -116,10 +115,9 @@ class Surroundings:
             argv=(sys.executable, "-m", f"volary_{row.name}"),
             folder=self.folder.service(row.name),
             env=environment | mark(self.folder.root),
-            niceness=row.niceness,
         )
 
-    def _probe(self, row: Row, ports: Mapping[str, int]) -> Callable:
+    def _probe(self, row: Row, ports: Mapping[str, int]) -> Callable[[], Awaitable[bool]]:
         if row.kind is Kind.WORKER:
             return WorkerProbe(self.temporal, f"volary-{row.name}")
         return HealthProbe(*(address(port) for use, port in ports.items() if use != METRICS))

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from importlib import metadata as distributions
 
 from google.protobuf.message import Message
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -169,6 +170,8 @@ class Operations:
             activities=[running.run_operation, running.close_operation],
             # one activity and nothing else: a sandbox would import it anew for every operation
             workflow_runner=UnsandboxedWorkflowRunner(),
+            # without one the SDK hashes every loaded module, for seconds, on the event loop
+            build_id=f"volary-kit-{distributions.version('volary-kit')}",
             max_concurrent_activities=MAX_RUNNING,
             # a cancellation arrives with a heartbeat, and these are held back by this long
             max_heartbeat_throttle_interval=timedelta(seconds=THROTTLE_S),
@@ -191,6 +194,7 @@ class Operations:
 
     async def _start_pending(self) -> None:
         client = await self._connected()
+        self._look_for_lost_s = 0.0
         while True:
             self._wake.clear()
             try:

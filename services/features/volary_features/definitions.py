@@ -182,13 +182,6 @@ class Definitions:
             )
         return found
 
-    def was_loaded(self, key: ViewKey) -> bool:
-        """Say whether a view version is known to have been loaded once."""
-        rows = (row for rows in self._live.values() for row in rows)
-        return key in self._reached or any(
-            row.key == key and row.watermark_us is not None for row in rows
-        )
-
     def forget(self) -> None:
         """Look definitions up again when they are next asked for."""
         self._live_at_s = float("-inf")

@@ -14,7 +14,7 @@ from volary_kit.clock import Clock
 from volary_gateway.domain.completeness import Poll
 
 TIMEOUT_S = 1.0
-LOOK_AGAIN_S = 0.01
+LOOK_AGAIN_S = 0.05
 ENDED = ("upstream_rq_pending_failure_eject", "upstream_rq_pending_overflow")
 VERSION_STATS = (
     "^(cluster\\.version/.*\\.upstream_rq_(total|active|pending_failure_eject|pending_overflow)"

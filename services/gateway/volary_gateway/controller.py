@@ -114,26 +114,27 @@ class Controller:
         whatever becomes of the call. A repeated request finds its own write and changes nothing.
         """
         deadline_s = self._clock.monotonic_s() + timeout_s
+        await self._seen_at_the_edge(model, decide, timeout_s / 2)
         # a task of its own: the write outlives a caller who goes away, and does not join the
         # transaction in which the reply is remembered
-        writing = asyncio.create_task(self._write(model, request_id, decide, deadline_s))
+        writing = asyncio.create_task(self._write(model, request_id, decide))
         traffic, snapshot = await asyncio.shield(writing)
         left_s = max(0.0, deadline_s - self._clock.monotonic_s())
         in_effect = await self._plane.converge(snapshot, left_s)
         return Served(traffic, snapshot, in_effect)
 
     async def _write(
-        self, model: ModelName, request_id: str, decide: Decide, deadline_s: float
+        self, model: ModelName, request_id: str, decide: Decide
     ) -> tuple[Traffic, Snapshot]:
         async with self._writing:
             async with self._database.transaction() as transaction:
-                before, written_by = await traffic_rows.lock(transaction, model)
-                if request_id and written_by == request_id:
-                    return before, self._plane.snapshot
-                after = decide(before, self._is_ready(model), self._clock.now_us())
-                await self._seen_at_the_edge(before, after, deadline_s)
-                self._plane.check(self._snapshot({model: after}))
-                await self._save(transaction, before, after, request_id)
+                after, written_by = await traffic_rows.lock(transaction, model)
+                if not request_id or written_by != request_id:
+                    before, now_us = after, self._clock.now_us()
+                    after = decide(before, self._is_ready(model), now_us)
+                    self._plane.check(self._snapshot({model: after}))
+                    await self._save(transaction, before, after, request_id)
+            # also when an earlier attempt wrote it and never knew
             self._traffic[model] = after
             self._publish()
             return after, self._plane.snapshot
@@ -146,17 +147,27 @@ class Controller:
             self.desired.revision = await fleet_rows.raise_revision(transaction)
         await outbox.add(transaction, TRAFFIC_EVENTS, traffic_event(after))
 
-    async def _seen_at_the_edge(self, before: Traffic, after: Traffic, deadline_s: float) -> None:
-        """Wait until Envoy finds a healthy host in each cluster that gets its first traffic."""
+    async def _seen_at_the_edge(self, model: ModelName, decide: Decide, timeout_s: float) -> None:
+        """Wait until Envoy finds a healthy host in each cluster that gets its first traffic.
+
+        Before the write and outside of its lock: nobody who rolls back waits for it. A write
+        that will be refused is left to the write itself.
+        """
+        before = self._traffic.get(model, Traffic(model))
+        try:
+            after = decide(before, self._is_ready(model), self._clock.now_us())
+        except VolaryError:
+            return
         fresh = sorted(after.receiving - before.receiving)
-        clusters = [VersionName.of(after.model, version).cluster for version in fresh]
-        left_s = max(0.0, (deadline_s - self._clock.monotonic_s()) / 2)
-        unseen = await self._admin.without_hosts(clusters, left_s) if self._plane.connected else ()
+        clusters = [VersionName.of(model, version).cluster for version in fresh]
+        unseen = (
+            await self._admin.without_hosts(clusters, timeout_s) if self._plane.connected else ()
+        )
         if unseen:
             raise FailedPrecondition(
                 "VERSION_NOT_READY",
                 f"Envoy finds no healthy replica for {', '.join(unseen)}",
-                metadata={"model": str(after.model), "clusters": ",".join(unseen)},
+                metadata={"model": str(model), "clusters": ",".join(unseen)},
             )
 
     def hostless(self, model: ModelName, generation: int) -> int:

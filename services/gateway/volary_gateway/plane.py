@@ -11,12 +11,16 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from prometheus_client import Counter, Gauge
+
 from volary_gateway.xds.delta import DeltaStream, Rejection, Request, Response
 from volary_gateway.xds.lints import check
 from volary_gateway.xds.snapshot import EMPTY, Snapshot
 
 log = logging.getLogger(__name__)
 REJECTIONS_KEPT = 64
+CONNECTED = Gauge("volary_gateway_envoys", "Envoys that are connected")
+REJECTED = Counter("volary_gateway_rejections_total", "Pushes that an Envoy refused")
 
 
 class Plane:
@@ -59,11 +63,13 @@ class Plane:
     async def converge(self, snapshot: Snapshot, timeout_s: float) -> bool:
         """Wait until every connected Envoy holds a snapshot, or one that came after it.
 
-        Returns False when none is connected or the time is over before.
+        Returns False when one refused it, none is connected, or the time is over before.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not self.is_held(snapshot):
+                    if any(stream.refuses(snapshot) for stream in self._streams):
+                        return False
                     await self._moved.wait()
                 return True
         return False
@@ -72,6 +78,7 @@ class Plane:
         """Answer one Envoy until it goes away."""
         stream, wake = DeltaStream(), asyncio.Event()
         self._streams[stream] = wake
+        CONNECTED.set(len(self._streams))
         reading = asyncio.create_task(self._read(stream, requests, wake))
         try:
             while not reading.done():
@@ -83,6 +90,7 @@ class Plane:
         finally:
             reading.cancel()
             del self._streams[stream]
+            CONNECTED.set(len(self._streams))
             self._announce()
 
     async def _read(
@@ -93,6 +101,7 @@ class Plane:
                 rejection = stream.receive(request)
                 if rejection is not None:
                     self.rejections.append(rejection)
+                    REJECTED.inc()
                     log.error(
                         "Envoy %s refused %s %s: %s",
                         stream.node, rejection.kind, rejection.names, rejection.text,

@@ -140,6 +140,14 @@ def test_a_broken_key_of_a_service_is_named_and_nothing_is_left(tmp_path: Path) 
     assert not orphans(tmp_path)
 
 
+def test_a_data_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = volary("up", "--data-dir", str(tmp_path / "file" / "mesh"))
+    assert result.returncode == Exit.FAILED
+    assert "Traceback" not in result.stderr
+    assert str(tmp_path / "file") in result.stderr
+
+
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 

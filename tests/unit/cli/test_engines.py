@@ -56,8 +56,14 @@ async def test_a_killed_postgres_starts_again_over_its_stale_lock(tmp_path: Path
         assert await engine.is_ready()
 
 
-async def test_each_role_sees_its_own_schema_only(postgres: PostgresEngine) -> None:
-    databases = Databases(postgres.url(), {"registry": "one", "ingest": "two"}, is_embedded=True)
+@pytest.mark.parametrize("is_embedded", [True, False])
+async def test_each_role_sees_its_own_schema_only(
+    postgres: PostgresEngine,
+    is_embedded: bool,
+) -> None:
+    passwords = {"registry": "one", "ingest": "two"}
+    databases = Databases(postgres.url(), passwords, is_embedded=is_embedded)
+    assert databases.url("registry").endswith("/volary" if is_embedded else "/postgres")
     await databases.provision()
     await databases.provision()  # a second time changes nothing
     owner = await asyncpg.connect(databases.url("registry"))

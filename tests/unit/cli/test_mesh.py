@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from volary_cli.launcher import identities as identities_module
 from volary_cli.launcher.component import Kind, levels
 from volary_cli.launcher.folder import MeshFolder
+from volary_cli.launcher.identities import ISSUER, Identities
+from volary_cli.launcher.loopback import free_port
 from volary_cli.launcher.mesh import Mesh, Options
 from volary_cli.launcher.services import SERVICES
 from volary_cli.launcher.settings import LauncherSettings
-from volary_kit.identity import KEY_ISSUER, parse_jwks
+from volary_kit.calls import DEFAULT_PROJECT
+from volary_kit.clock import SystemClock
+from volary_kit.errors import Unavailable
+from volary_kit.identity import KEY_ISSUER, mint_api_key, parse_jwks
 
 ENGINES = {"postgres", "redis", "temporal"}
 BASE = 21_000
@@ -110,3 +116,29 @@ async def test_envoys_bootstrap_names_the_control_plane_and_nothing_else(
     assert socket["port_value"] == components["gateway"].ports["data"]
     assert "listeners" not in bootstrap["static_resources"]
     assert file.stat().st_mode & 0o077 == 0
+
+
+async def test_a_development_key_is_kept_until_its_last_day(
+    folder: MeshFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities_module, "PATIENCE_S", 0)
+    identities, clock, nobody = Identities(folder), SystemClock(), f"127.0.0.1:{free_port()}"
+
+    def keep(days: float) -> str:
+        token = mint_api_key(
+            identities.key(ISSUER), "developer", ["viewer"],
+            project=DEFAULT_PROJECT, life_s=days * 86_400, clock=clock,
+        )  # fmt: skip
+        folder.write_private(folder.api_key_file, token)
+        return token
+
+    kept = keep(days=30)
+    await identities.ensure_api_key(nobody, clock)
+    assert folder.api_key() == kept
+    for days in (0.5, -1):
+        keep(days)
+        with pytest.raises(Unavailable):  # a new one is asked for
+            await identities.ensure_api_key(nobody, clock)
+    folder.write_private(folder.api_key_file, "not.a.token")
+    with pytest.raises(Unavailable):
+        await identities.ensure_api_key(nobody, clock)

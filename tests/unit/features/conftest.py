@@ -214,7 +214,7 @@ def assemble(database: Database, redis: Redis, ingest: IngestStandIn) -> Mesh:
         store=store,
         folding=Folding(store, definitions, settling),
         reading=Reading(store, definitions, watermarks, LastKnown(10_000)),
-        materialising=Materialising(definitions, ingest, store, watermarks, settling),  # pyright: ignore
+        materialising=Materialising(definitions, ingest, store, watermarks, settling),  # pyright: ignore[reportArgumentType]
         watermarks=watermarks,
         settling=settling,
         ingest=ingest,

@@ -231,6 +231,17 @@ class Mesh:
             assert asyncio.get_running_loop().time() < end, await self.evidence(rollout)
             await asyncio.sleep(0.1)
 
+    async def counted(self, rollout: str, attempts: int):
+        """Wait until so many attempts are counted; Envoy sends its records every 0.1 s."""
+        end = asyncio.get_running_loop().time() + 15
+        while True:
+            evidence = await self.evidence(rollout)
+            found = sum(o.count for variant in evidence.variants for o in variant.outcomes)
+            if found >= attempts and evidence.complete:
+                return evidence
+            assert asyncio.get_running_loop().time() < end, evidence
+            await asyncio.sleep(0.1)
+
     async def close(self) -> None:
         for channel in self._channels.values():
             await channel.close()

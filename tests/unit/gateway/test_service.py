@@ -136,8 +136,7 @@ async def test_evidence_equals_the_calls_that_were_made(running: Mesh, backends:
     for _ in range(10):
         with pytest.raises(grpc.aio.AioRpcError):
             await client.infer()
-    await running.until_lossless("r1")
-    evidence = await running.evidence("r1")
+    evidence = await running.counted("r1", 160)
     assert counts(evidence) == served(backends)
     codes: Counter = Counter()
     for variant in evidence.variants:
@@ -158,8 +157,7 @@ async def test_shadow_is_counted_apart(running: Mesh, backends: list[Backend]):
     for _ in range(40):
         await client.infer()
     await until(lambda: served(backends) == {1: 40, 2: 40})
-    await running.until_lossless("r1")
-    evidence = await running.evidence("r1")
+    evidence = await running.counted("r1", 80)
     assert counts(evidence, shadow=False) == {1: 40}
     assert counts(evidence, shadow=True) == {2: 40}
 
@@ -172,8 +170,7 @@ async def test_users_of_a_sticky_split_are_counted_once(running: Mesh):
         request = v2.ModelInferRequest(model_name=client.model)
         metadata = (*client.key, ("x-user", f"user-{n % 20}"))
         await client.stub.ModelInfer(request, metadata=metadata, timeout=10)
-    await running.until_lossless("r1")
-    evidence = await running.evidence("r1")
+    evidence = await running.counted("r1", 60)
     assert sum(variant.users.users for variant in evidence.variants) == 20
     assert sum(variant.users.users_with_error for variant in evidence.variants) == 0
 

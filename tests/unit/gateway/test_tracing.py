@@ -6,15 +6,14 @@ import grpc
 import pytest
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
-from opentelemetry.proto.trace.v1 import trace_pb2
 from rig import Backend, free_port, rig, until
+from volary.otlp.v1 import trace_pb2
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 
 MODEL = ModelName("default", "flights")
-SERVER, CLIENT = trace_pb2.Span.SPAN_KIND_SERVER, trace_pb2.Span.SPAN_KIND_CLIENT
+SERVER, CLIENT = trace_pb2.SPAN_KIND_SERVER, trace_pb2.SPAN_KIND_CLIENT
 
 
 @pytest.fixture
@@ -25,12 +24,12 @@ async def receiver():
         for of_process in request.resource_spans:
             for scope in of_process.scope_spans:
                 spans.extend(scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
+        return trace_pb2.ExportTraceServiceResponse()
 
     handler = grpc.unary_unary_rpc_method_handler(
         export,
-        request_deserializer=trace_service_pb2.ExportTraceServiceRequest.FromString,
-        response_serializer=trace_service_pb2.ExportTraceServiceResponse.SerializeToString,
+        request_deserializer=trace_pb2.ExportTraceServiceRequest.FromString,
+        response_serializer=trace_pb2.ExportTraceServiceResponse.SerializeToString,
     )
     service = "opentelemetry.proto.collector.trace.v1.TraceService"
     server, port = grpc.aio.server(), free_port()

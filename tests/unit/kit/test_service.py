@@ -74,6 +74,7 @@ async def ended(process: Any) -> tuple[int, str, str]:
         ({"port": "many"}, 2, "VOLARY_BIRDS_PORT"),
         ({"host": "0.0.0.0"}, 1, "beyond loopback"),
         ({"service_key_file": "nowhere.pem"}, 2, "nowhere.pem"),
+        ({"peer_ca_file": "nowhere.crt"}, 2, "PEER_CA_FILE"),
     ],
 )
 async def test_a_start_that_must_not_be_is_refused_by_name(

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,11 @@ import numpy.typing as npt
 from volary_features.domain.instants import DAY_US, MINUTE_US
 
 Numbers = npt.NDArray[np.float64]
+Evaluate = Callable[[Mapping[str, Numbers]], Any]
 
 EVENT_TIME = "event_time"  # microseconds since the epoch, exact in a double
 CONSTANTS = {"pi": math.pi}
+FEW = 32  # below, to look for equal values costs more than it saves
 MAX_LENGTH, MAX_DEPTH, MAX_EXPONENT = 500, 20, 8
 MONDAY_OFFSET_DAYS = 3  # 1970-01-01 was a Thursday
 
@@ -37,6 +39,8 @@ def _each(function: Callable[[float], float]) -> Callable[[Numbers], Numbers]:
     """
 
     def apply(values: Numbers) -> Numbers:
+        if len(values) <= FEW:
+            return np.array([_quietly(function, value) for value in values.tolist()])
         unique, places = np.unique(values, return_inverse=True)
         found = [_quietly(function, value) for value in unique.tolist()]
         return np.array(found, dtype=np.float64)[places]
@@ -103,6 +107,10 @@ class Expression:
         }
         return frozenset(names - set(CONSTANTS) - {EVENT_TIME})
 
+    @cached_property
+    def _run(self) -> Evaluate:
+        return _compiled(self._tree)
+
     def check(self) -> None:
         """Raise ValueError when the text is not of the language."""
         _check(self._tree, 0)
@@ -110,7 +118,8 @@ class Expression:
     def evaluate(self, fields: Mapping[str, Numbers], rows: int) -> Numbers:
         """Return one number a row, NaN where there is none."""
         with np.errstate(all="ignore"):
-            found = np.broadcast_to(_value(self._tree, fields), (rows,)).astype(np.float64)
+            found = np.empty(rows)
+            found[:] = self._run(fields)
         found[~np.isfinite(found)] = np.nan
         return found
 
@@ -160,28 +169,46 @@ def _number(value: object) -> np.float64:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("has a constant that is no number")  # noqa: TRY004 - the text is wrong
     try:
-        return np.float64(float(value))
+        found = np.float64(float(value))
     except OverflowError:
-        raise ValueError("has a number that is too large") from None
+        found = np.float64(math.inf)
+    if not np.isfinite(found):
+        raise ValueError("has a number that is too large")
+    return found
 
 
-def _value(node: ast.expr, fields: Mapping[str, Numbers]) -> Any:
+def _compiled(node: ast.expr) -> Evaluate:
+    """Return a checked node as a function of the fields."""
     match node:
         case ast.Constant(value=value):
-            return _number(value)
+            number = _number(value)
+            return lambda _: number
+        case ast.Name(id=name) if name in CONSTANTS:
+            constant = np.float64(CONSTANTS[name])
+            return lambda _: constant
         case ast.Name(id=name):
-            return np.float64(CONSTANTS[name]) if name in CONSTANTS else fields[name]
-        case ast.UnaryOp(op=op, operand=operand):
-            return OPERATORS[type(op)](_value(operand, fields))
+            return lambda fields: fields[name]
         case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))):
-            return _power(_value(left, fields), power)
+            base = _compiled(left)
+            return lambda fields: _power(base(fields), power)
+        case ast.UnaryOp(op=op, operand=operand):
+            return _applied(OPERATORS[type(op)], [operand])
         case ast.BinOp(left=left, op=op, right=right):
-            return OPERATORS[type(op)](_value(left, fields), _value(right, fields))
+            return _applied(OPERATORS[type(op)], [left, right])
         case ast.Compare(left=left, ops=[op], comparators=[right]):
-            return _compared(op, _value(left, fields), _value(right, fields))
+            return _applied(partial(_compared, OPERATORS[type(op)]), [left, right])
         case ast.Call(func=ast.Name(id=name), args=arguments):
-            return FUNCTIONS[name][1](*(np.atleast_1d(_value(each, fields)) for each in arguments))
+            function = FUNCTIONS[name][1]
+            return _applied(lambda *each: function(*map(np.atleast_1d, each)), arguments)
     raise ValueError(f"has {type(node).__name__}, which the language lacks")
+
+
+def _applied(function: Callable[..., Any], arguments: Sequence[ast.expr]) -> Evaluate:
+    first, *more = [_compiled(argument) for argument in arguments]
+    if not more:
+        return lambda fields: function(first(fields))
+    (second,) = more  # nothing in the language takes three
+    return lambda fields: function(first(fields), second(fields))
 
 
 def _power(value: Any, power: int) -> Any:
@@ -191,6 +218,6 @@ def _power(value: Any, power: int) -> Any:
     return result
 
 
-def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
-    answer = OPERATORS[type(op)](left, right).astype(np.float64)
+def _compared(compare: Callable[..., Any], left: Any, right: Any) -> Any:
+    answer = np.asarray(compare(left, right), dtype=np.float64)
     return np.where(np.isnan(left) | np.isnan(right), np.nan, answer)

@@ -107,6 +107,7 @@ class Reading:
             (resolved.keys[name], question.keys[plan.spec.entity]) for name, plan in plans.items()
         ]
         held = await self._held(resolved, wanted, min_watermark_us, wait_s)
+        await self._require_loaded(wanted, held or [])
         answers = {
             name: self._view_answer(plan, view, keys, found, question)
             for (name, plan), (view, keys), found in zip(
@@ -146,6 +147,29 @@ class Reading:
                     {"watermark_us": str(lowest_us), "min_watermark_us": str(min_watermark_us)},
                 )
 
+    async def _require_loaded(
+        self, wanted: Sequence[tuple[ViewKey, Sequence[str]]], held: Sequence[Held]
+    ) -> None:
+        """Raise FailedPrecondition for a view that holds nothing because it was never loaded.
+
+        One that was, and is gone, is for its own policy.
+        """
+        empty = [
+            view
+            for (view, _), found in zip(wanted, held, strict=False)
+            if found.watermark_us is None
+        ]
+        if not empty:
+            return
+        loaded = {live.key for live in await self._definitions.loaded_views()}
+        for view in empty:
+            if view not in loaded:
+                raise FailedPrecondition(
+                    "VIEW_NOT_MATERIALISED",
+                    f"view {view.view}@{view.version} holds nothing yet: call Materialise",
+                    {"feature_view": f"{view.view}@{view.version}"},
+                )
+
     def _view_answer(
         self,
         plan: SourcedPlan,
@@ -159,12 +183,6 @@ class Reading:
             if policy == "stale":
                 self._last_known.note(view, keys, held)
             return _computed(plan, view, held, question)
-        if held is not None and not self._definitions.was_loaded(view):
-            raise FailedPrecondition(
-                "VIEW_NOT_MATERIALISED",
-                f"view {view.view}@{view.version} holds nothing yet: call Materialise",
-                {"feature_view": f"{view.view}@{view.version}"},
-            )
         if policy == "default":
             nothing = np.full((question.rows, len(plan.spec.feature_names())), np.nan)
             return _ViewAnswer(nothing, None)
@@ -197,8 +215,7 @@ def _values(plan: SourcedPlan, held: Held, asked_us: Instants) -> Numbers:
     """Return rows x features of a view from its packed entities, one a row."""
     cells, bounds = unpacked(held.entities, plan.layout.dtype)
     if isinstance(plan, RollingPlan):
-        layout = plan.layout
-        return plan.values([layout.totals(cells, bounds, w, asked_us) for w in plan.windows])
+        return plan.values(plan.layout.totals(cells, bounds, plan.windows, asked_us))
     chosen = plan.layout.chosen(cells, bounds, asked_us)
     return plan.values(plan.layout.values(cells, chosen, asked_us, plan.spec.ttl))
 

@@ -86,19 +86,20 @@ class OnlineStore:
 
         An entity that is not there is empty bytes.
         """
-        keys = [
-            name for view, entities in wanted for name in (view.meta, *map(view.entity, entities))
-        ]
-        if not keys:
+        names = [(view.meta, [view.entity(key) for key in keys]) for view, keys in wanted]
+        # rows of one batch share entities: each is fetched once
+        once = list(dict.fromkeys(name for meta, rows in names for name in (meta, *rows)))
+        if not once:
             return []
-        found = await self._bounded(self._redis.mget(keys))
-        held, at = [], 0
-        for _, entities in wanted:
-            mark, *values = found[at : at + 1 + len(entities)]
-            watermark_us = None if mark is None else int(mark)
-            held.append(Held(watermark_us, [value or b"" for value in values]))
-            at += 1 + len(entities)
-        return held
+        values = await self._bounded(self._redis.mget(once))
+        found = dict(zip(once, values, strict=True))
+        return [
+            Held(
+                None if found[meta] is None else int(found[meta]),
+                [found[name] or b"" for name in rows],
+            )
+            for meta, rows in names
+        ]
 
     async def commit(self, commits: Sequence[Commit]) -> list[bool]:
         """Make each commit at once; False for one where another writer was faster."""

@@ -123,6 +123,15 @@ class DeltaStream:
             if kind in ORDER
         ) and self._routes_are_asked_for(snapshot)
 
+    def refuses(self, snapshot: Snapshot) -> bool:
+        """Return whether Envoy refused something that a snapshot still has."""
+        return any(
+            (item := snapshot.resources[kind].get(name)) is not None and item.version == version
+            for kind, subscription in self._subscriptions.items()
+            if kind in ORDER
+            for name, version in subscription.refused.items()
+        )
+
     def _routes_are_asked_for(self, snapshot: Snapshot) -> bool:
         routes = self._subscriptions.get(xds.ROUTES)
         return routes is not None and snapshot.names(xds.ROUTES) <= routes.held.keys()

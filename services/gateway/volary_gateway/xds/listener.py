@@ -107,7 +107,7 @@ def _filters(edge: Edge) -> list[HttpFilter]:
         _script("volary.admit", admission(edge.methods)),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script("envoy.filters.http.lua", routing(edge.methods, services)),
-        _router(is_traced=bool(edge.otlp)),
+        _filter("envoy.filters.http.router", router_pb2.Router(upstream_log=[attempt_log()])),
     ]
 
 
@@ -118,13 +118,6 @@ def _filter(name: str, config: Message) -> HttpFilter:
 def _script(name: str, text: str) -> HttpFilter:
     source = base_pb2.DataSource(inline_string=text)
     return _filter(name, lua_pb2.Lua(default_source_code=source))
-
-
-def _router(*, is_traced: bool) -> HttpFilter:
-    return _filter(
-        "envoy.filters.http.router",
-        router_pb2.Router(start_child_span=is_traced, upstream_log=[attempt_log()]),
-    )
 
 
 def _credentials(edge: Edge) -> jwt_pb2.JwtAuthentication:

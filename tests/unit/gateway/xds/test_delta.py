@@ -127,9 +127,11 @@ def test_refused_push_is_told_and_not_repeated_and_the_last_good_stays():
     assert rejection == Rejection(xds.ROUTES, ("default/flights",), "no such thing")
     assert [*proxy.stream.respond(bad)] == []
     assert not proxy.stream.holds(bad)
+    assert proxy.stream.refuses(bad)
     better = snapshot_of(mesh(canary(4, 5_000)))
     proxy.settle(better)
     assert proxy.stream.holds(better)
+    assert not proxy.stream.refuses(better)
 
 
 def test_reconnected_envoy_is_sent_only_what_changed():
