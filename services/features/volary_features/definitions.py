@@ -9,7 +9,7 @@ from typing import Any
 
 from volary_kit.clock import Clock
 from volary_kit.database import Database, Transaction
-from volary_kit.errors import Aborted, InvalidArgument, NotFound
+from volary_kit.errors import Aborted, InvalidArgument, NotFound, Unavailable
 
 from volary_features.domain.feature_set import FeatureSet, digest_of, read_feature_set, schema_hash
 from volary_features.domain.plans import RequestPlan, SourcedPlan, plan_of
@@ -143,21 +143,30 @@ class Definitions:
 
     async def resolved(self, project: str, name: str, version: int = 0) -> ResolvedSet:
         """Return a version of a set, 0 the newest; raise NotFound."""
+        if not version:
+            return await self._newest_set(project, name)
+        known = self._sets.get((project, name, version))
+        return known or await self._looked_up(project, name, version)
+
+    async def _newest_set(self, project: str, name: str) -> ResolvedSet:
         now_s = self._clock.monotonic_s()
-        if version:
-            known = self._sets.get((project, name, version))
-            if known is not None:
-                return known
-        else:
-            at_s, newest = self._newest.get((project, name), (float("-inf"), None))
-            if newest is not None and now_s - at_s < FRESH_S:
-                return newest
+        at_s, newest = self._newest.get((project, name), (float("-inf"), None))
+        if newest is not None and now_s - at_s < FRESH_S:
+            return newest
+        try:
+            found = await self._looked_up(project, name, 0)
+        except Unavailable:
+            if newest is None:
+                raise
+            return newest  # the last that is known serves while the database is away
+        self._newest[project, name] = now_s, found
+        return found
+
+    async def _looked_up(self, project: str, name: str, version: int) -> ResolvedSet:
         async with self._database.read() as transaction:
             row = await sets.get(transaction, project, name, version)
             found = await resolve(transaction, row)
         self._sets[project, name, found.version] = found
-        if not version:
-            self._newest[project, name] = now_s, found
         return found
 
     async def live_views(self, project: str, source: str) -> list[LiveView]:
@@ -185,7 +194,7 @@ class Definitions:
     def forget(self) -> None:
         """Look definitions up again when they are next asked for."""
         self._live_at_s = float("-inf")
-        self._newest.clear()
+        self._newest = {key: (float("-inf"), each) for key, (_, each) in self._newest.items()}
 
     async def _refresh(self) -> None:
         now_s = self._clock.monotonic_s()

@@ -73,8 +73,9 @@ class Controller:
         self._admin = admin
         self._clock = clock
         self._traffic: dict[ModelName, Traffic] = {}
-        self._unsaved: dict[str, None] = {}
+        self._unsaved: set[str] = set()
         self._writing = asyncio.Lock()
+        self._saving = asyncio.Lock()
         self._revoked: tuple[str, ...] = ()
         self.fleet = Fleet()
         self.desired = Desired()
@@ -127,6 +128,8 @@ class Controller:
         self, model: ModelName, request_id: str, decide: Decide
     ) -> tuple[Traffic, Snapshot]:
         async with self._writing:
+            # what the write relies on must outlive this process as the write does
+            await self._save_replicas()
             async with self._database.transaction() as transaction:
                 after, written_by = await traffic_rows.lock(transaction, model)
                 if not request_id or written_by != request_id:
@@ -194,7 +197,7 @@ class Controller:
     async def report(self, replica: Replica) -> None:
         """Take a replica's report."""
         if self.fleet.report(replica, self._clock.now_us()):
-            self._unsaved[replica.id] = None
+            self._unsaved.add(replica.id)
             self._publish()
 
     def readiness(self, version: VersionName) -> Readiness:
@@ -232,7 +235,7 @@ class Controller:
         while True:
             for replica_id in self.fleet.expire(self._clock.now_us()):
                 log.warning("the lease of replica %s is over", replica_id)
-                self._unsaved[replica_id] = None
+                self._unsaved.add(replica_id)
                 self._publish()
             try:
                 await self._save_replicas()
@@ -242,18 +245,20 @@ class Controller:
 
     async def _save_replicas(self) -> None:
         """Write what a restart of gateway must know to serve the same endpoints."""
-        pending = list(self._unsaved)
-        if not pending:
-            return
-        async with self._database.transaction() as transaction:
-            for replica_id in pending:
-                replica = self.fleet.get(replica_id)
-                if replica is None:
-                    await fleet_rows.forget_replica(transaction, replica_id)
-                else:
-                    await fleet_rows.save_replica(transaction, replica)
-        for replica_id in pending:
-            self._unsaved.pop(replica_id, None)
+        async with self._saving:
+            pending = {key: self.fleet.get(key) for key in sorted(self._unsaved)}
+            if not pending:
+                return
+            async with self._database.transaction() as transaction:
+                for replica_id, replica in pending.items():
+                    if replica is None:
+                        await fleet_rows.forget_replica(transaction, replica_id)
+                    else:
+                        await fleet_rows.save_replica(transaction, replica)
+            # one that has reported anew since stays unsaved
+            self._unsaved -= {
+                key for key, saved in pending.items() if _is_still(self.fleet, key, saved)
+            }
 
     def _snapshot(self, changed: dict[ModelName, Traffic] | None = None) -> Snapshot:
         traffic = self._traffic | (changed or {})
@@ -270,3 +275,11 @@ class Controller:
     def _publish(self) -> None:
         self._plane.publish(self._snapshot())
         self.changes.announce()
+
+
+def _is_still(fleet: Fleet, replica_id: str, saved: Replica | None) -> bool:
+    """Say whether a replica is still as it was saved; a renewed lease makes no difference."""
+    now = fleet.get(replica_id)
+    if now is None or saved is None:
+        return now is saved
+    return now.essence == saved.essence

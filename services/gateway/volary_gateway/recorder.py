@@ -147,13 +147,14 @@ class Recorder:
         is_clear = all(verdict.is_clear for verdict in verdicts)
         if any(verdict.is_restarted for verdict in verdicts):
             self.doubt(model, is_final=True)
-        doubted = [gap for gap in self._gaps.values() if gap.model == model and gap.is_open]
-        if lost and not doubted:
+        known = [gap for gap in self._gaps.values() if gap.model == model]
+        doubted = [gap for gap in known if gap.is_open or (lost < 0 < gap.lost)]
+        if lost > 0 and not doubted:
             doubted = [Gap(t.model, t.generation) for t in self._live() if t.model == model]
         for gap in doubted:
             is_open = gap.is_final or not is_clear
             if lost or is_open != gap.is_open:
-                self._set(replace(gap, lost=gap.lost + lost, is_open=is_open))
+                self._set(replace(gap, lost=max(0, gap.lost + lost), is_open=is_open))
 
     def _set(self, gap: Gap) -> None:
         key = (gap.model, gap.generation)

@@ -166,9 +166,6 @@ class IngestStandIn:
             rows = rows.filter(pl.col("known_at") < pl.lit(known_until_us).cast(INSTANT))
         return SourceTable(f"snapshots/{source}", rows)
 
-    async def tables_of(self, *_: Any) -> None:
-        raise NotImplementedError
-
 
 @dataclass
 class Mesh:
@@ -221,9 +218,6 @@ def assemble(database: Database, redis: Redis, ingest: IngestStandIn) -> Mesh:
         clock=clock,
         redis=redis,
     )
-
-
-MakeMesh = Callable[[], Awaitable[Mesh]]
 
 
 @pytest.fixture

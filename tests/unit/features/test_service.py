@@ -68,11 +68,10 @@ def stamp(instant: datetime) -> Timestamp:
 
 @dataclass
 class Pair:
-    """A client of features and one of ingest, and the processes behind them."""
+    """A client of features and one of ingest."""
 
     features: AsyncClient
     ingest: AsyncClient
-    processes: dict[str, asyncio.subprocess.Process]
 
     def name(self, *parts: str) -> str:
         return self.features.name(*parts)
@@ -175,17 +174,19 @@ async def pair(
         )
         processes[name] = await started(name, settings)
     key = keys.api_key("operator")
-    async with (
-        AsyncClient(f"127.0.0.1:{ports['features']}", key) as features,
-        AsyncClient(f"127.0.0.1:{ports['ingest']}", key) as ingest,
-    ):
-        pair = Pair(features, ingest, processes)
-        await eventually(lambda: answers(pair), within_s=90, what="features and ingest")
-        await pair_with_data(pair)
-        yield pair
-    for process in processes.values():
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
+    try:
+        async with (
+            AsyncClient(f"127.0.0.1:{ports['features']}", key) as features,
+            AsyncClient(f"127.0.0.1:{ports['ingest']}", key) as ingest,
+        ):
+            pair = Pair(features, ingest)
+            await eventually(lambda: answers(pair), within_s=90, what="features and ingest")
+            await declared_and_pulled(pair)
+            yield pair
+    finally:
+        for process in processes.values():
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
 
 
 async def answers(pair: Pair) -> bool:
@@ -200,7 +201,7 @@ async def answers(pair: Pair) -> bool:
     return True
 
 
-async def pair_with_data(pair: Pair) -> None:
+async def declared_and_pulled(pair: Pair) -> None:
     for source in SOURCES:
         (document,) = read_documents(FLIGHTS / f"source-{source}.yaml")
         request = ingest_pb.ApplySourceRequest()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from rig import Backend, EnvoyProcess, free_port, until
 from volary.gateway.v1 import (
     evidence_service_pb2,
     evidence_service_pb2_grpc,
@@ -26,6 +25,8 @@ from volary.gateway.v1 import (
 )
 from volary_kit.clock import SystemClock
 from volary_kit.identity import KEY_ISSUER, SigningKey, mint_api_key, mint_service_token, write_jwks
+
+from tests.unit.gateway.rig import Backend, EnvoyProcess, free_port, until
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import Self
 
 import envoy
 import grpc
@@ -50,6 +51,34 @@ async def until(is_true: Callable[[], bool], timeout_s: float = DEADLINE_S) -> N
         if time.monotonic() > end:
             raise AssertionError(f"never came true within {timeout_s} s: {is_true}")
         await asyncio.sleep(0.01)
+
+
+class Load:
+    """Callers that never pause, for as long as a block lasts; a failed call fails the block."""
+
+    def __init__(self, call: Callable, callers: int = 4) -> None:
+        self.calls = 0
+        self._call = call
+        self._callers = callers
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._callers)]
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+    async def more(self, calls: int) -> None:
+        """Wait until so many further calls are answered."""
+        goal = self.calls + calls
+        await until(lambda: self.calls >= goal or any(task.done() for task in self._tasks))
+
+    async def _run(self) -> None:
+        while not self._is_over:
+            await self._call()
+            self.calls += 1
 
 
 @dataclass

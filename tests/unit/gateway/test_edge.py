@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Self
 
 import grpc
 import pytest
@@ -13,12 +11,13 @@ from envoy.config.cluster.v3 import cluster_pb2
 from google.rpc import error_details_pb2, status_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
-from rig import Backend, Rig, backends_of, rig, until
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import MissingKey, Shadow, Stickiness, Traffic, Weight
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_gateway.xds.snapshot import Snapshot, resource
+
+from tests.unit.gateway.rig import Backend, Load, Rig, backends_of, rig, until
 
 MODEL = ModelName("default", "flights")
 TIMEOUT_S = 5.0
@@ -340,34 +339,6 @@ async def test_every_attempt_is_logged_with_its_route(edge: Edge):
     served = {entry.request.request_headers["volary-version"] for entry in logged()}
     assert served == {"1", "2"}
     assert {entry.response.response_trailers["volary-tier"] for entry in logged()} == {"model"}
-
-
-class Load:
-    """Callers that never pause, for as long as a block lasts; a failed call fails the block."""
-
-    def __init__(self, call: Callable, callers: int = 4) -> None:
-        self.calls = 0
-        self._call = call
-        self._callers = callers
-        self._is_over = False
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._callers)]
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        self._is_over = True
-        await asyncio.gather(*self._tasks)
-
-    async def more(self, calls: int) -> None:
-        """Wait until so many further calls are answered."""
-        goal = self.calls + calls
-        await until(lambda: self.calls >= goal or any(task.done() for task in self._tasks))
-
-    async def _run(self) -> None:
-        while not self._is_over:
-            await self._call()
-            self.calls += 1
 
 
 async def test_change_of_weights_under_load_fails_no_call(edge: Edge):

@@ -12,9 +12,6 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
-from mesh import Mesh, mesh
-from rig import Backend, until
-from test_edge import Load
 from volary.events.v1 import event_pb2
 from volary.gateway.v1 import (
     identity_service_pb2,
@@ -23,6 +20,9 @@ from volary.gateway.v1 import (
     traffic_service_pb2,
 )
 from volary.policy.v1 import policy_pb2
+
+from tests.unit.gateway.mesh import Mesh, mesh
+from tests.unit.gateway.rig import Backend, Load, until
 
 ROLLOUT = "projects/default/rollouts/r1"
 

@@ -6,11 +6,12 @@ import grpc
 import pytest
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
-from rig import Backend, free_port, rig, until
 from volary.otlp.v1 import trace_pb2
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
 from volary_gateway.xds.mesh import Mesh, snapshot_of
+
+from tests.unit.gateway.rig import Backend, free_port, rig, until
 
 MODEL = ModelName("default", "flights")
 SERVER, CLIENT = trace_pb2.SPAN_KIND_SERVER, trace_pb2.SPAN_KIND_CLIENT

@@ -15,12 +15,19 @@ from volary_workflows.judge.evidence import (
     log_not_inferior,
     log_worse,
 )
-from volary_workflows.judge.inputs import FAIL, INCONCLUSIVE, PASS, TINY_REGRESSION, Guard, Inputs
+from volary_workflows.judge.inputs import (
+    FAIL,
+    INCOMPLETE_EVIDENCE,
+    INCONCLUSIVE,
+    PASS,
+    TINY_REGRESSION,
+    Guard,
+    Inputs,
+)
 from volary_workflows.judge.series import Series, assignment_series, series_of
 
 VERSION = "rate-ratio/1"
 CANDIDATE_WORSE = "CANDIDATE_WORSE"
-INCOMPLETE_EVIDENCE = "INCOMPLETE_EVIDENCE"
 SHARE_MISMATCH = "SHARE_MISMATCH"
 NEEDS_MORE_CALLS = "NEEDS_MORE_CALLS"
 CANNOT_PASS = "CANNOT_PASS"  # noqa: S105
@@ -128,7 +135,9 @@ def _promotion(
         return PASS, [GOOD_ENOUGH]
     if all(f.is_good for f in needed):
         return INCONCLUSIVE, blocks
-    hopeless = any(f.more_calls < 0 and f.candidate_calls > 0 for f in needed)
+    hopeless = INCOMPLETE_EVIDENCE not in blocks and any(
+        f.more_calls < 0 and f.candidate_calls > 0 for f in needed
+    )
     return INCONCLUSIVE, [CANNOT_PASS if hopeless else NEEDS_MORE_CALLS, *blocks]
 
 

@@ -131,6 +131,7 @@ class Progress:
     request_seed: str = ""
     stage: int = 0
     stage_began_s: float = 0.0
+    doubted_s: float = 0.0
     baseline: int = 0
     digest: str = ""
     generation: int = 0

@@ -17,7 +17,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from volary_workflows.judge.inputs import FAIL, PASS, TINY_REGRESSION
+    from volary_workflows.judge.inputs import FAIL, INCOMPLETE_EVIDENCE, PASS, TINY_REGRESSION
     from volary_workflows.rollout.commands import Commanded
     from volary_workflows.rollout.messages import (
         WHOLE,
@@ -47,6 +47,7 @@ WAITING = {"load_version": timedelta(minutes=2), "set_traffic": timedelta(minute
 HEARTBEAT = timedelta(seconds=12)  # the longest single call of the two takes 10 s
 PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the rollout turns back
 LEAST_POLL_S, MOST_POLL_S = 0.25, 300.0
+DOUBT_S, DOUBT_LOOKS = 5.0, 3  # records are late by a second or two, lost ones for ever
 APPROVED = "APPROVAL_STATE_APPROVED"
 STALE = "STALE_GENERATION"
 BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
@@ -221,6 +222,8 @@ class RolloutWorkflow(Commanded):
                 return
             if progress.paused:
                 continue
+            if needs_pass and self._is_doubted(max(DOUBT_S, DOUBT_LOOKS * poll_s)):
+                await self._renew(step)
             if elapsed_s >= due_s and self._is_done(requests, needs_pass=needs_pass):
                 return
             if elapsed_s >= due_s * (1 + spec.max_extensions):
@@ -268,6 +271,15 @@ class RolloutWorkflow(Commanded):
         if TINY_REGRESSION in look.reason_codes and not progress.paused:
             progress.paused = TINY_REGRESSION
 
+    def _is_doubted(self, patience_s: float) -> bool:
+        """Say whether records of the present interval have been missing for longer than a flush."""
+        progress = self._progress
+        if INCOMPLETE_EVIDENCE not in progress.look.reason_codes:
+            progress.doubted_s = 0.0
+            return False
+        progress.doubted_s = progress.doubted_s or _now_s()
+        return _now_s() - progress.doubted_s >= patience_s
+
     def _is_done(self, requests: int, *, needs_pass: bool) -> bool:
         look = self._progress.look
         if look.calls < requests:
@@ -284,10 +296,19 @@ class RolloutWorkflow(Commanded):
         self, step: str, *, weight: int, shadow: int = 0, cause: str = "STEP", production: int = 0
     ) -> None:
         """Write a step of the traffic once; what continued as new finds it written."""
-        progress = self._progress
-        if progress.written and progress.written[-1].step == step:
-            return
+        written = self._progress.written
+        if not written or written[-1].step != step:
+            await self._put(step, weight, shadow, cause, production)
+
+    async def _renew(self, step: str) -> None:
+        """Begin a new interval of the same step: what is lost of the old one stays lost."""
+        self._progress.doubted_s = 0.0
+        last = self._progress.written[-1]
+        await self._put(step, last.weight, last.shadow, "STEP", 0)
+
+    async def _put(self, step: str, weight: int, shadow: int, cause: str, production: int) -> None:
         self._heed_stop()
+        progress = self._progress
         change = self._change(step, weight, shadow, cause, production)
         progress.is_exposed = True  # from here on a lost reply may hide a write that was made
         try:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from volary_kit import telemetry
 from volary_kit.errors import FailedPrecondition, Unavailable
+from volary_kit.telemetry import names
 
 from volary_features.definitions import Definitions, ResolvedSet
 from volary_features.domain.cells import unpacked
@@ -128,7 +130,8 @@ class Reading:
         while True:
             ticket = waiting.ticket()
             try:
-                held = await self._store.read(wanted)
+                with telemetry.span("redis MGET", _described(resolved, wanted), kind="client"):
+                    held = await self._store.read(wanted)
             except Unavailable:
                 if min_watermark_us is not None:
                     raise  # whether it is reached cannot be said
@@ -196,6 +199,17 @@ class Reading:
             {"feature_view": view.view},
             retry_after_s=0.5,
         )
+
+
+def _described(
+    resolved: ResolvedSet, wanted: Sequence[tuple[ViewKey, Sequence[str]]]
+) -> telemetry.Attributes:
+    return {
+        names.DB_SYSTEM: "redis",
+        names.DB_OPERATION: "MGET",
+        names.FEATURE_SET: resolved.label,
+        names.ROWS: max((len(keys) for _, keys in wanted), default=0),
+    }
 
 
 def _computed(plan: SourcedPlan, view: ViewKey, held: Held, question: Question) -> _ViewAnswer:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 SETTLE_US = 2_000_000  # records are flushed every 0.1 s; a poll is judged when its own are here
 KEPT_US = 3 * SETTLE_US
 GUARD_US = 2_000  # the log's clock and the counter are read a moment apart
+# Envoy's answer is two counters (begun, running) read one after the other: attempts that begin
+# in between make a poll wrong, either way. A loss stays, so it shows in each of this many polls.
+AGREEING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Account:
     known_lost: int | None = None
     recent: deque[int] = field(default_factory=deque)
     polls: deque[Poll] = field(default_factory=deque)
+    bounds: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=AGREEING))
 
     def note(self, ended_us: int) -> None:
         """Take one record."""
@@ -58,6 +62,7 @@ class Account:
         """Begin again: the counter is another process's."""
         self.known_lost = None
         self.polls.clear()
+        self.bounds.clear()
 
     def _judged(self, poll: Poll) -> Verdict:
         least = poll.attempts - self._until(poll.ended_us + GUARD_US)
@@ -66,11 +71,22 @@ class Account:
             if least == most:
                 self.known_lost = most
             return Verdict()
-        if most < self.known_lost:
+        self.bounds.append((least, most))
+        if len(self.bounds) < AGREEING:
+            return Verdict(is_clear=most <= self.known_lost)
+        return self._agreed(self.known_lost, most)
+
+    def _agreed(self, known_lost: int, most: int) -> Verdict:
+        """Return what all of the last polls say."""
+        lowest = min(least for least, _ in self.bounds)
+        highest = max(most for _, most in self.bounds)
+        if highest < 0:  # more records than attempts
             self.forget()
             return Verdict(is_restarted=True)
-        lost = max(0, least - self.known_lost)
-        self.known_lost += lost
+        # records that came later than they ever should are not lost after all
+        late = min(0, highest - known_lost)
+        lost = max(late, lowest - known_lost)
+        self.known_lost = known_lost + lost
         return Verdict(lost=lost, is_clear=most <= self.known_lost)
 
     def _until(self, instant_us: int) -> int:
@@ -80,7 +96,9 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`lost` records were found missing; `is_clear`: for certain no further one is.
+    """`lost` records were found missing, or found again when negative.
+
+    `is_clear`: for certain no further one is missing.
 
     `is_restarted`: the counter began anew, so what its process had not sent is unknown.
     """

@@ -388,3 +388,17 @@ async def test_what_another_process_declares_is_folded_soon(mesh: Mesh) -> None:
         return await other.definitions.live_views("default", "sales")
 
     await eventually(seen)
+
+
+async def test_known_definitions_serve_while_the_database_is_away(mesh: Mesh) -> None:
+    resolved = await loaded(mesh)
+
+    class Gone:
+        def read(self) -> Any:
+            raise Unavailable("DATABASE_UNAVAILABLE", "away")
+
+    mesh.definitions._database = Gone()  # pyright: ignore[reportAttributeAccessIssue]
+    mesh.clock.advance(60)
+    found = await mesh.definitions.resolved("default", "purchase")
+    assert found.plan.schema_hash == resolved.plan.schema_hash
+    await read(mesh, found, question(NOON))

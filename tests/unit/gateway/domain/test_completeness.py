@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from volary_gateway.domain.completeness import SETTLE_US, Account, Poll
+from volary_gateway.domain.completeness import AGREEING, SETTLE_US, Account, Poll, Verdict
 
 MS = 1_000
 
@@ -12,9 +12,13 @@ def account(known_lost: int | None = 0, ended: tuple[int, ...] = ()) -> Account:
     return made
 
 
-def judged(made: Account, began: int, ended: int, attempts: int):
-    made.poll(Poll(began, ended, attempts))
-    return made.judge(ended + SETTLE_US)
+def judged(made: Account, began: int, ended: int, attempts: int, times: int = 1) -> Verdict:
+    """The verdict of the last of some polls that read the same."""
+    verdict = Verdict()
+    for _ in range(times):
+        made.poll(Poll(began, ended, attempts))
+        verdict = made.judge(ended + SETTLE_US)
+    return verdict
 
 
 def test_every_attempt_has_its_record():
@@ -24,6 +28,7 @@ def test_every_attempt_has_its_record():
 
 def test_missing_record_is_found_once():
     made = account(ended=(10 * MS,))
+    assert judged(made, 100 * MS, 101 * MS, 3, times=AGREEING - 1).lost == 0
     assert judged(made, 100 * MS, 101 * MS, 3).lost == 2
     again = judged(made, 200 * MS, 201 * MS, 3)
     assert (again.lost, again.is_clear) == (0, True)
@@ -39,7 +44,7 @@ def test_attempt_that_ends_during_the_poll_is_neither_lost_nor_cleared():
 
 def test_loss_is_found_under_load():
     ended = tuple(at * 10 * MS for at in range(1, 100) if at != 50)
-    verdict = judged(account(ended=ended), 904 * MS, 905 * MS, 90)
+    verdict = judged(account(ended=ended), 904 * MS, 905 * MS, 90, times=AGREEING)
     assert (verdict.lost, verdict.is_clear) == (1, True)
 
 
@@ -51,11 +56,19 @@ def test_records_that_are_still_on_their_way_are_not_called_lost():
     assert made.judge(101 * MS + SETTLE_US).is_clear
 
 
+def test_record_that_came_too_late_is_found_again():
+    made = account(ended=(10 * MS,))
+    assert judged(made, 100 * MS, 101 * MS, 3, times=AGREEING).lost == 2
+    made.note(90 * MS)
+    verdict = judged(made, 200 * MS, 201 * MS, 3, times=AGREEING)
+    assert (verdict.lost, verdict.is_clear, made.known_lost) == (-1, True, 1)
+
+
 def test_first_exact_poll_is_where_counting_begins():
     made = account(known_lost=None, ended=(10 * MS,))
     assert not judged(made, 100 * MS, 101 * MS, 500).is_clear
     assert made.known_lost == 499
-    assert judged(made, 200 * MS, 201 * MS, 501).lost == 1
+    assert judged(made, 200 * MS, 201 * MS, 501, times=AGREEING).lost == 1
 
 
 def test_cluster_that_is_met_before_its_first_attempt_is_counted_from_the_start():
@@ -66,7 +79,18 @@ def test_cluster_that_is_met_before_its_first_attempt_is_counted_from_the_start(
 
 def test_counter_that_begins_anew_is_noticed():
     made = account(ended=(10 * MS, 20 * MS, 30 * MS))
-    verdict = judged(made, 100 * MS, 101 * MS, 1)
+    assert judged(made, 50 * MS, 51 * MS, 3).is_clear
+    verdict = judged(made, 100 * MS, 101 * MS, 1, times=AGREEING)
     assert verdict.is_restarted
     assert not verdict.is_clear
     assert made.known_lost is None
+
+
+def test_one_poll_that_read_attempts_in_mid_air_is_not_a_loss_and_not_a_restart():
+    made = account(ended=(10 * MS, 20 * MS))
+    verdict = Verdict()
+    for attempts in (2, 4, 2, 1, 2):
+        verdict = judged(made, 100 * MS, 101 * MS, attempts)
+        assert (verdict.lost, verdict.is_restarted) == (0, False)
+    assert verdict.is_clear
+    assert made.known_lost == 0

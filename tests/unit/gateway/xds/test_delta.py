@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from test_snapshot import READY, V1, V2, canary, mesh
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.delta import DeltaStream, Rejection, Request, Response
 from volary_gateway.xds.mesh import snapshot_of
 from volary_gateway.xds.snapshot import Snapshot, TypeUrl
+
+from tests.unit.gateway.xds.test_snapshot import READY, V1, V2, canary, mesh
 
 
 class Proxy:

@@ -101,6 +101,22 @@ async def test_a_shadow_that_fails_never_sees_a_caller(time_skipping):
     assert world.steps == [("shadow", 0), ("rollback", 0)]
 
 
+async def test_an_interval_with_lost_records_is_given_up_for_a_new_one(time_skipping):
+    world = World(lossy={9})
+    status = await rolled(time_skipping, world)
+    assert status.state == "PROMOTED"
+    assert [(step, weight) for step, weight in world.steps if step == "canary"] == [
+        ("canary", 1_000),
+        ("canary", 1_000),
+    ]
+    assert [step.generation for step in world.tasks[-1].written][:3] == [8, 9, 10]
+
+
+async def test_where_records_are_always_lost_nothing_is_promoted(time_skipping):
+    status = await rolled(time_skipping, World(lossy=set(range(9, 99))))
+    assert (status.state, status.reason) == ("ROLLED_BACK", "evidence_timeout")
+
+
 async def test_inconclusive_is_extended_and_then_given_up(time_skipping):
     world = World(looks={"canary": UNSURE})
     status = await rolled(time_skipping, world)

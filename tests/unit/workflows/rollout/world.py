@@ -31,6 +31,7 @@ HOUR_S = 3_600.0
 GOOD = Look("PASS", ["GOOD_ENOUGH"], ["fine"], calls=10_000)
 UNSURE = Look("INCONCLUSIVE", ["NEEDS_MORE_CALLS"], ["wait"], more_calls=50, calls=10_000)
 BAD = Look("FAIL", ["CANDIDATE_WORSE"], ["worse"], calls=10_000)
+LOSSY = Look("INCONCLUSIVE", ["INCOMPLETE_EVIDENCE"], ["lost"], calls=10_000)
 TINY = Look("INCONCLUSIVE", ["TINY_REGRESSION"], ["tiny"], calls=10_000)
 
 SPEC = RolloutSpec(
@@ -65,6 +66,7 @@ class World:
     load_failure: str = ""
     lose_replies: int = 0
     mute_step: str = ""
+    lossy: set[int] = field(default_factory=set)
     is_blind: bool = False
 
     @activity.defn
@@ -124,6 +126,8 @@ class World:
         look = self.looks.get(task.step, GOOD)
         if set(look.reason_codes) & set(task.acknowledged):
             look = GOOD
+        if task.written[-1].generation in self.lossy:
+            look = LOSSY
         return replace(
             look,
             generation=0 if self.is_blind else self.generation,
