@@ -19,7 +19,7 @@ from volary_client.values import timestamp_of
 from volary_workflows.identifiers import retrain_workflow_id
 from volary_workflows.retrain.messages import Outcome, Retrain, RetrainStatus
 from volary_workflows.retrain.messages import Stage as Stages
-from volary_workflows.rollout.messages import RolloutStatus
+from volary_workflows.rollout.messages import RolloutStatus, State
 from volary_workflows.starting import rollout_handle, start_retrain
 
 from volary_cli.demo.declared import DemoSpec, Slice
@@ -167,9 +167,13 @@ class Story:
             reason="the bad release of the demo",
             requested_by="demo",
         )
+        handle = await start_retrain(self.temporal, retrain, cause="demo-bad")
+        following = asyncio.ensure_future(self._followed(handle))
+        # shadow would have caught it before it hurt anybody: it breaks once it serves
+        await self._in_canary(version, following)
         async with armed(self.folder, self.components, self.spec.model, version, fault):
-            handle = await start_retrain(self.temporal, retrain, cause="demo-bad")
-            ended = await self._followed(handle)
+            self.stage.say(f"[red]the fault is armed[/] for version {version}")
+            ended = await following
         state = ended.rollout.state if ended.rollout else ""
         if ended.version != version or state != "ROLLED_BACK":
             raise StoryError(
@@ -177,6 +181,22 @@ class Story:
                 f" {ended.outcome}: {ended.reason}"
             )
         self.stage.say(f"[green]rolled back[/] version {version}: {ended.reason}")
+
+    async def _in_canary(self, version: int, following: asyncio.Future[RetrainStatus]) -> None:
+        """Return when a version's rollout is in its canary, or has ended without."""
+        while not following.done():
+            status = await self._rollout()
+            if status and status.candidate == version and status.state == State.CANARY:
+                return
+            await asyncio.wait({following}, timeout=LOOK_EVERY_S)
+
+    async def _rollout(self) -> RolloutStatus | None:
+        """Return how far the model's rollout is, None before the first has begun."""
+        handle = rollout_handle(self.temporal, self.client.project, self.spec.model)
+        try:
+            return await handle.query("status", result_type=RolloutStatus)
+        except RPCError:
+            return None
 
     async def _promoted(self, handle: Handle) -> RetrainStatus:
         ended = await self._followed(handle)
@@ -213,10 +233,8 @@ class Story:
 
     async def _tell_rollout(self, version: int, told: set[str]) -> None:
         """Tell each step of a version's rollout, once it has begun."""
-        handle = rollout_handle(self.temporal, self.client.project, self.spec.model)
-        try:
-            status = await handle.query("status", result_type=RolloutStatus)
-        except RPCError:
+        status = await self._rollout()
+        if status is None:
             return
         step = f"{status.state} {status.step} at {status.weight / 100:g} %"
         if status.candidate == version:

@@ -158,6 +158,8 @@ async def pair(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Pair]:
     folder = tmp_path_factory.mktemp("features")
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushall()  # other tests have views of the same names
     keys, ports = Keys(folder / "keys"), {"ingest": free_port(), "features": free_port()}
     processes = {}
     for name, port in ports.items():
