@@ -11,6 +11,7 @@ from volary_workflows.retrain.messages import Retrain
 from volary_workflows.rollout.messages import Step
 from volary_workflows.starting import rollout_handle, start_retrain, start_rollout
 
+from tests.unit.workflows.retrain import world as retraining
 from tests.unit.workflows.rollout.world import SPEC, UNSURE, World, serving
 
 WAITING = replace(SPEC, model="contested", max_extensions=1_000)
@@ -51,9 +52,12 @@ async def test_a_wrong_specification_is_refused_before_anything_starts(time_skip
 
 async def test_a_retrain_for_the_same_cause_is_the_same_workflow(time_skipping):
     client = time_skipping.client
-    with time_skipping.auto_time_skipping_disabled():
-        first = await start_retrain(client, Retrain("delays"), cause="2026-11-21")
-        second = await start_retrain(client, Retrain("delays"), cause="2026-11-21")
-        assert second.id == first.id
-        assert (await second.describe()).run_id == first.first_execution_run_id
-        await first.terminate()
+    async with retraining.serving(time_skipping, retraining.RetrainWorld()) as queue:
+        with time_skipping.auto_time_skipping_disabled():
+            first, second = [
+                await start_retrain(client, Retrain("delays"), cause="today", task_queue=queue)
+                for _ in range(2)
+            ]
+            assert second.id == first.id
+            assert (await second.describe()).run_id == first.first_execution_run_id
+        assert (await first.result()).outcome == "PROMOTED"

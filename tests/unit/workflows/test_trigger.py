@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+from temporalio.client import WorkflowExecutionStatus
 from volary.events.v1 import event_pb2
 from volary_kit.timestamps import from_us
-from volary_workflows.identifiers import retrain_workflow_id
+from volary_workflows.identifiers import TASK_QUEUE, retrain_workflow_id
 from volary_workflows.trigger import RetrainTrigger, retrain_of
+from volary_workflows.worker import make_worker
+
+from tests.unit.workflows.retrain.world import RetrainWorld
 
 DAY_US = 86_400_000_000
 
@@ -52,12 +58,15 @@ async def test_an_alert_that_comes_twice_starts_one_workflow(time_skipping):
         return time_skipping.client
 
     trigger = RetrainTrigger(temporal)
-    await trigger([alert(), alert()])
-    await trigger([alert()])
-    handle = time_skipping.client.get_workflow_handle(
-        retrain_workflow_id("default", "delays", "a1")
-    )
-    first = (await handle.describe()).run_id
-    await handle.terminate()
-    await trigger([alert()])  # delivered again after it has ended
-    assert (await handle.describe()).run_id == first
+    activities = RetrainWorld().activities()
+    async with make_worker(time_skipping.client, activities, task_queue=TASK_QUEUE):
+        await trigger([alert(), alert()])
+        await trigger([alert()])
+        handle = time_skipping.client.get_workflow_handle(
+            retrain_workflow_id("default", "delays", "a1")
+        )
+        await time_skipping.sleep(timedelta(days=2))
+        ended = await handle.describe()
+        assert ended.status is WorkflowExecutionStatus.COMPLETED
+        await trigger([alert()])  # delivered again after it has ended
+        assert (await handle.describe()).run_id == ended.run_id

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from volary_workflows.identifiers import rollout_workflow_id
 from volary_workflows.retrain.messages import Retrain
-from volary_workflows.rollout.messages import Rollout
+from volary_workflows.rollout.messages import ApprovalPolicy, Command
+from volary_workflows.starting import start_rollout
 
-from tests.unit.workflows.rollout.world import BAD, SPEC, World
+from tests.unit.workflows.rollout.world import BAD, SPEC, World, reached
 
 from .world import ASKED, DAY_US, PLAN, RetrainWorld, retrained, serving, started
 
@@ -84,19 +84,15 @@ async def test_it_may_stop_at_a_registered_version(time_skipping):
 
 
 async def test_a_rollout_in_progress_is_left_alone(time_skipping):
-    world = RetrainWorld()
-    async with serving(time_skipping, world) as queue:
-        plan = replace(PLAN, model="busy", rollout=replace(PLAN.rollout, model="busy"))
-        world.plan = plan
-        await time_skipping.client.start_workflow(
-            "RolloutWorkflow",
-            Rollout(replace(SPEC, model="busy")),
-            id=rollout_workflow_id("default", "busy"),
-            task_queue=f"{queue}-nobody",
-        )
+    waiting = replace(SPEC, model="busy", approval=ApprovalPolicy("manual"))
+    plan = replace(PLAN, model="busy", rollout=replace(PLAN.rollout, model="busy"))
+    async with serving(time_skipping, RetrainWorld(plan=plan)) as queue:
+        busy = await start_rollout(time_skipping.client, waiting, task_queue=queue)
         with time_skipping.auto_time_skipping_disabled():
-            handle = await started(time_skipping, queue)
-            status = await handle.result()
+            await reached(busy, "AWAITING_APPROVAL")
+            status = await (await started(time_skipping, queue)).result()
+            await busy.execute_update("abort", Command("principals/ada"))
+            await busy.result()
     assert status.outcome == "ROLLOUT_IN_PROGRESS"
     assert "version 2 waits" in status.reason
 
