@@ -11,5 +11,5 @@ class TrainerSettings(ServiceSettings, service="trainer"):
 
     features_address: str | None = None
     registry_address: str | None = None
-    niceness: int = Field(default=10, ge=0, le=19)
+    niceness: int = Field(default=5, ge=0, le=19)
     run_timeout_s: float = Field(default=3_600.0, gt=0)

@@ -41,6 +41,7 @@ from volary_workflows.rollout.messages import (
 )
 
 READY_WAIT_S = 5.0
+DRAIN_S = 3.0
 EFFECT_POLL_S = 0.1
 MISSING_KEY = "MISSING_KEY_BASELINE"
 
@@ -114,7 +115,12 @@ class RolloutActivities:
 
     @activity.defn
     async def unload_version(self, subject: Subject) -> bool:
-        """Let the replicas drop the version; False when somebody gave it traffic meanwhile."""
+        """Let the replicas drop the version; False when somebody gave it traffic meanwhile.
+
+        Calls that were routed before the traffic changed are still being answered, or retried:
+        they are given `DRAIN_S` before their endpoints go.
+        """
+        await asyncio.sleep(DRAIN_S)
         request = replica_service_pb2.UnloadVersionRequest(name=version_name(subject))
         with suppress(FailedPrecondition, NotFound):
             await self._replicas.UnloadVersion(request)
