@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -96,13 +94,3 @@ class Training(Declared):
 def read(data: Mapping[str, Any]) -> Training:
     """Return a document; raise InvalidArgument that names every part that is wrong."""
     return check_data(Training, data, "training")
-
-
-def canonical(data: Mapping[str, Any]) -> str:
-    """Return a document in canonical form: sorted keys, no white space."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def digest(text: str) -> str:
-    """Return the SHA-256 of a text in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()

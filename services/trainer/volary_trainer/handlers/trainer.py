@@ -25,6 +25,7 @@ from volary.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from volary_kit import names
 from volary_kit.clock import Clock
 from volary_kit.database import Database
+from volary_kit.documents import canonical, hash_of
 from volary_kit.errors import InvalidArgument
 from volary_kit.operations import Operations
 from volary_kit.pages import cut, page_of
@@ -59,15 +60,14 @@ class TrainerHandler(TrainerServiceServicer):
             raise InvalidArgument(
                 "NAME_MISMATCH", "the document has another name", field="training.document.name"
             )
-        text = document.canonical(data)
         async with self._database.transaction() as transaction:
             if request.validate_only:
-                return _preview(request.training, found, text)
+                return _preview(request.training, found, hash_of(data))
             row = await store.put_training(
                 transaction,
                 **ids,
-                document=text,
-                document_hash=document.digest(text),
+                document=canonical(data),
+                document_hash=hash_of(data),
                 owner=found.owner,
                 on_call=found.on_call,
                 create_us=self._clock.now_us(),
@@ -181,11 +181,11 @@ def _training(row: sa.Row[Any]) -> Training:
     )
 
 
-def _preview(training: Training, found: document.Training, text: str) -> Training:
+def _preview(training: Training, found: document.Training, document_hash: str) -> Training:
     return Training(
         name=training.name,
         document=training.document,
-        document_hash=document.digest(text),
+        document_hash=document_hash,
         owner=found.owner,
         on_call=found.on_call,
     )
