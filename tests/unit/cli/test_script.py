@@ -90,17 +90,39 @@ def test_a_bare_machine_gets_to_help_and_the_second_time_at_once(
 
 
 def test_without_any_python_and_uv_it_says_what_it_needs(tmp_path: Path, bare_path: Path) -> None:
-    script = shutil.copy2(REPO / "volary", tmp_path / "volary")
-    for name in ("uv.lock", "pyproject.toml"):
-        shutil.copy2(REPO / name, tmp_path / name)
-    result = run(Path(script), bare_path, "--help")
+    result = run(_script_alone(tmp_path), bare_path, "--help")
     assert result.returncode == 1
     assert "CPython 3.11 or 3.12" in result.stderr
 
 
+def test_another_python_is_named_and_a_fitting_one_asked_of_uv(
+    tmp_path: Path, bare_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    _stub(bare_path / "python3", '[ "$1" = --version ] && echo "Python 3.9.2"; [ "$2" = "" ]')
+    _stub(bare_path / "uv", f'echo "$*" >>{asked}; [ "$1" = --version ]')
+    result = run(_script_alone(tmp_path), bare_path, "--help")
+    assert result.returncode == 1
+    assert "found only Python 3.9.2" in result.stderr
+    assert "no CPython 3.11 or 3.12 could be had" in result.stderr
+    assert asked.read_text().splitlines()[-1] == "python install 3.12"
+
+
+def _script_alone(folder: Path) -> Path:
+    (folder / "cli").mkdir()
+    for name in ("uv.lock", "pyproject.toml", "cli/set_up.sh", "volary"):
+        shutil.copy2(REPO / name, folder / name)
+    return folder / "volary"
+
+
+def _stub(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
 @pytest.mark.timeout(300)
 def test_uv_is_fetched_by_hand_where_python_has_no_ensurepip(tmp_path: Path) -> None:
-    script = (REPO / "volary").read_text()
+    script = (REPO / "cli" / "set_up.sh").read_text()
     values = dict(
         line.split(" #")[0].split("=", 1)
         for line in script.splitlines()
