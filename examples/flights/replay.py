@@ -66,7 +66,11 @@ Event = tuple[datetime, str, "Ask | Row"]
 
 def _flights(start: datetime, end: datetime) -> Iterator[Event]:
     zones = {row["faa"]: row["tzone"] for row in _table("airports.csv")} | ZONES_NOT_LISTED
+    # the file's hours are ISO 8601 in one zone: what is days away is told without parsing
+    first, last = (start - timedelta(days=3)).isoformat(), (end + timedelta(days=1)).isoformat()
     for row in _table("flights.csv.zip"):
+        if not first < row["time_hour"] < last:
+            continue
         leaves = _utc(row["time_hour"]) + timedelta(minutes=int(row["minute"]))
         if not start - timedelta(days=2) <= leaves < end:
             continue

@@ -20,13 +20,14 @@ Ticks = Callable[[datetime, datetime, timedelta], Iterator[Tick]]
 
 
 class ReplaySpec(Strict):
-    """How the outside world is played."""
+    """How the outside world is played; slower while a version is learned on the same cores."""
 
     module: str
     sources: list[str]
     step: DurationUs
     in_flight: int = Field(ge=1, le=1_000)
     calls_per_s: float = Field(gt=0)
+    calls_per_s_while_learning: float = Field(gt=0)
 
 
 class Slice(Strict):

@@ -29,6 +29,7 @@ from volary_cli.demo.traffic import Replay
 from volary_cli.launcher.folder import MeshFolder
 
 LOOK_EVERY_S = 0.25
+TELL_EVERY_S = 1.0  # a query replays nothing but is a workflow task all the same
 Handle = WorkflowHandle[Any, RetrainStatus]
 
 
@@ -55,8 +56,10 @@ class Story:
     async def tell(self) -> None:
         """Tell it; raises StoryError when something does not come true."""
         with self.stage.live(self._describe):
+            loading = asyncio.create_task(self.replay.load())
             first = await self._first_version()
             await self._materialise()
+            await loading
             with self.replay.serving() as playing:
                 await self._beside(playing, self._second_version(first))
                 await self._beside(playing, self._third_version())
@@ -188,7 +191,8 @@ class Story:
             status = await self._rollout()
             if status and status.candidate == version and status.state == State.CANARY:
                 return
-            await asyncio.wait({following}, timeout=LOOK_EVERY_S)
+            is_near = status is not None and status.candidate == version
+            await asyncio.wait({following}, timeout=LOOK_EVERY_S if is_near else TELL_EVERY_S)
 
     async def _rollout(self) -> RolloutStatus | None:
         """Return how far the model's rollout is, None before the first has begun."""
@@ -216,11 +220,20 @@ class Story:
         while not result.done():
             status = await handle.query("status", result_type=RetrainStatus)
             self._tell_new(status, told)
-            if status.stage == Stages.ROLLING_OUT:
+            is_learning = status.stage != Stages.ROLLING_OUT
+            self._pace(is_learning=is_learning)
+            if not is_learning:
                 await self._tell_rollout(status.version, told)
-            await asyncio.wait({result}, timeout=LOOK_EVERY_S)
+            await asyncio.wait({result}, timeout=TELL_EVERY_S)
+        self._pace(is_learning=False)
         self.retrains.append(await result)
         return self.retrains[-1]
+
+    def _pace(self, *, is_learning: bool) -> None:
+        world = self.spec.replay
+        self.replay.calls_per_s = (
+            world.calls_per_s_while_learning if is_learning else world.calls_per_s
+        )
 
     def _tell_new(self, status: RetrainStatus, told: set[str]) -> None:
         self._doing = f"{status.stage.lower().replace('_', ' ')} version {status.version or '…'}"

@@ -100,6 +100,10 @@ class Replay:
         finally:
             self.stop()
 
+    async def load(self) -> None:
+        """Read the schedule, in a thread: what it is made of takes seconds to parse."""
+        self.ticks = await asyncio.to_thread(list, self.ticks)
+
     async def play(self) -> None:
         """Play all ticks, or until `stop`; what is known next is pushed while this is asked."""
         limit = asyncio.Semaphore(self.in_flight)

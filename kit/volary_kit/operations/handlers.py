@@ -23,6 +23,7 @@ SERVICE = "google.longrunning.Operations"
 PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 LOOK_EVERY_S = 0.5  # at what another replica has ended
+MAX_US = (1 << 63) - 1  # what a bigint column holds
 MARGIN_S = 0.2  # so that the answer leaves before the caller's deadline
 FILTERS: dict[str, bool | None] = {"": None, "done=true": True, "done=false": False}
 
@@ -118,6 +119,6 @@ def _position(token: str) -> tuple[int, str] | None:
     if not token:
         return None
     time, _, operation_id = token.partition(".")
-    if not time.isdecimal() or not operation_id:
+    if not time.isdecimal() or int(time) > MAX_US or not operation_id:
         raise InvalidArgument("PAGE_TOKEN_MALFORMED", "page_token is not ours", field="page_token")
     return int(time), operation_id

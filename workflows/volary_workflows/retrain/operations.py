@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from temporalio import activity
 from volary_kit.errors import Internal, VolaryError
 from volary_kit.statuses import error_of
 from volary_longrunning import operations_pb2, operations_pb2_grpc
 
-POLL_S = 0.2
+WAIT = Duration(seconds=2)  # well within the heartbeat timeout of the activities
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
@@ -29,9 +30,8 @@ async def followed(
     try:
         while not operation.done:
             activity.heartbeat(operation.name)
-            await asyncio.sleep(POLL_S)
-            operation = await stub.GetOperation(
-                operations_pb2.GetOperationRequest(name=operation.name)
+            operation = await stub.WaitOperation(
+                operations_pb2.WaitOperationRequest(name=operation.name, timeout=WAIT)
             )
     except asyncio.CancelledError:
         with suppress(VolaryError):
