@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,15 +91,17 @@ class Folding:
     async def _attempt(self, arrived: Sequence[_Arrived]) -> list[_Arrived]:
         """Write what can be written; return what another writer was faster for."""
         held = await self._store.read([(each.live.key, list(each.cells)) for each in arrived])
-        commits = [self._commit(each, found) for each, found in zip(arrived, held, strict=True)]
+        commits = [
+            await self._commit(each, found) for each, found in zip(arrived, held, strict=True)
+        ]
         done = await self._store.commit(commits)
         for each, commit, is_done in zip(arrived, commits, done, strict=True):
             if is_done and commit.watermark_us is not None:
                 self._definitions.note_watermark(each.live.key, commit.watermark_us)
         return [each for each, is_done in zip(arrived, done, strict=True) if not is_done]
 
-    def _commit(self, arrived: _Arrived, held: Held) -> Commit:
-        view, changes = arrived.live.key, _changes(arrived, held)
+    async def _commit(self, arrived: _Arrived, held: Held) -> Commit:
+        view, changes = arrived.live.key, await _changes(arrived, held)
         before_us, watermark_us = held.watermark_us, arrived.watermark_us
         if before_us is None or watermark_us is None or watermark_us <= before_us:
             return Commit(view, changes)
@@ -108,7 +111,7 @@ class Folding:
         return Commit(view, changes, watermark_us, expired_us=expired)
 
 
-def _changes(arrived: _Arrived, held: Held) -> list[Change]:
+async def _changes(arrived: _Arrived, held: Held) -> list[Change]:
     plan, view = arrived.live.plan, arrived.live.key
     oldest_us = oldest_of(plan, held.watermark_us)
     changes = []
@@ -118,6 +121,7 @@ def _changes(arrived: _Arrived, held: Held) -> list[Change]:
         after = folded(plan, before, timely, oldest_us) if len(timely) else before
         if after != before:
             changes.append(Change(key, before, after, last_us(plan, after) if after else 0))
+        await asyncio.sleep(0)  # a batch is tens of milliseconds of work: reads go between
     return changes
 
 
