@@ -48,7 +48,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         deadline_s = time.monotonic() + STORY_S
-        while not self._is_over.wait(0.5) and time.monotonic() < deadline_s:
+        while not self._is_over.wait(2.0) and time.monotonic() < deadline_s:
             found = self._status()
             if found.get("state") == CANARY:
                 os.kill(pid_of(self._data_dir, "workflows"), signal.SIGKILL)
