@@ -146,8 +146,11 @@ class AioAdapter:
             self._rules.before(call)
             enter(call)
             method.require_implemented()
-            async with self._limited(call):
-                reply = await body(call)
+            if call.policy.unbounded:
+                async with self._until_drained():
+                    reply = await body(call)
+            else:
+                reply = await _within_deadline(call, body)
             if call.refusal is not None:  # a handler that reads in a task of its own may lose it
                 raise call.refusal
         except grpc.aio.AbortError:
@@ -165,23 +168,32 @@ class AioAdapter:
         return reply
 
     @asynccontextmanager
-    async def _limited(self, call: Call) -> AsyncIterator[None]:
-        """Hold the call to its deadline, an unbounded one to the drain."""
-        is_unbounded = call.policy.unbounded
-        if is_unbounded and self._is_draining:
+    async def _until_drained(self) -> AsyncIterator[None]:
+        """Hold an unbounded call to the drain."""
+        if self._is_draining:
             raise draining()
-        limit = asyncio.timeout(None if is_unbounded else call.remaining_s())
+        limit = asyncio.timeout(None)
         try:
             async with limit:
-                if is_unbounded:
-                    self._unbounded.add(limit)
+                self._unbounded.add(limit)
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise (draining() if is_unbounded else expired(call)) from None
+            raise draining() from None
         finally:
             self._unbounded.discard(limit)
+
+
+async def _within_deadline(call: Call, body: Body) -> bytes | None:
+    limit = asyncio.timeout(call.remaining_s())
+    try:
+        async with limit:
+            return await body(call)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise expired(call) from None
 
 
 def draining() -> Unavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -14,6 +15,9 @@ from volary_kit.calls import Call
 from volary_kit.errors import Internal, InvalidArgument
 from volary_kit.rules.chain import Rule
 
+# the last two bytes of every NaN on the wire, a float or a double, both little-endian
+NAN_END = re.compile(rb"[\x80-\xff][\x7f\xff]")
+SEARCHED_BYTES = 16_384  # above, a walk through the fields is cheaper than another copy
 FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
@@ -68,6 +72,14 @@ def nan_path(message: Message) -> str | None:
     """Return the path of a NaN in the message, None if there is none."""
     if not may_hold_floats(message.DESCRIPTOR):
         return None
+    if message.ByteSize() <= SEARCHED_BYTES:
+        data = message.SerializePartialToString()
+        if NAN_END.search(data) is None:
+            return None
+    return _nan_below(message)
+
+
+def _nan_below(message: Message) -> str | None:
     for field, value in message.ListFields():
         path = _nan_in_field(field, value)
         if path is not None:
@@ -106,7 +118,7 @@ def _nan_in_map(field: FieldDescriptor, value: Any) -> str | None:
 
 
 def _below(where: str, message: Message) -> str | None:
-    inner = nan_path(message)
+    inner = _nan_below(message)
     return None if inner is None else f"{where}.{inner}"
 
 

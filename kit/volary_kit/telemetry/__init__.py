@@ -7,31 +7,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
-from opentelemetry.trace import SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
 from volary_kit.calls import Call
 from volary_kit.errors import VolaryError
-from volary_kit.telemetry import names
+from volary_kit.telemetry import names, recording
 from volary_kit.telemetry.export import BoundedExport, otlp_exporter
+from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
 Attributes: TypeAlias = Mapping[str, AttributeValue]
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 TRACER = "volary"
-TRACEPARENT = "traceparent"
 _KINDS: dict[str, SpanKind] = {
     "internal": SpanKind.INTERNAL,
     "server": SpanKind.SERVER,
@@ -39,14 +38,17 @@ _KINDS: dict[str, SpanKind] = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
-_W3C = TraceContextTextMapPropagator()
-_TRACE_KEYS = (TRACEPARENT, "tracestate")
+_TRACE_KEYS = (TRACEPARENT, TRACESTATE)
+_FAILED = Status(StatusCode.ERROR)
 # a proxy until a provider is installed: to ask for a tracer anew costs more than a span
 _tracer = trace.get_tracer(TRACER)
+_recorders: WeakKeyDictionary[trace.TracerProvider, _Maker] = WeakKeyDictionary()
 
 
 class Span:
     """A span that has begun; unless told otherwise it is the current one until it ends."""
+
+    __slots__ = ("_inner", "_thread", "_token")
 
     def __init__(self, inner: trace.Span, *, is_current: bool = True) -> None:
         self._inner = inner
@@ -61,7 +63,7 @@ class Span:
     @property
     def traceparent(self) -> str:
         """The W3C header that makes another span a child of this one."""
-        return _traceparent(self._inner)
+        return _traceparent(self._inner.get_span_context())
 
     def set(self, name: str, value: AttributeValue) -> None:
         """Set an attribute, named in `names`."""
@@ -69,7 +71,7 @@ class Span:
 
     def link(self, traceparent: str) -> None:
         """Point to a span of another trace; a malformed header is ignored."""
-        linked = _span_context(traceparent)
+        linked = recording.read({TRACEPARENT: traceparent})
         if linked is not None:
             self._inner.add_link(linked)
 
@@ -77,7 +79,7 @@ class Span:
         """End the span with the name of a status code."""
         self._inner.set_attribute(names.RPC_CODE, code)
         if code != "OK":
-            self._inner.set_status(Status(StatusCode.ERROR))
+            self._inner.set_status(_FAILED)
         if error is not None:
             self._inner.set_attribute(names.ERROR_TYPE, error_type(error))
         self._inner.end()
@@ -109,9 +111,16 @@ class Telemetry:
         )
         sampler = ALWAYS_OFF if exporter is None else ParentBased(ALWAYS_ON)
         self.provider = _provider(resource, sampler, replay_safe=replay_safe)
+        recorder = Recorder(resource, TRACER, is_sampling=exporter is not None)
+        self._maker = _Maker(recorder, self.provider.get_tracer(TRACER), replay_safe=replay_safe)
+        _recorders[self.provider] = self._maker
         if exporter is not None:
-            self.provider.add_span_processor(BoundedExport(exporter))
-        self._tracer = self.provider.get_tracer(TRACER)
+            self.add_processor(BoundedExport(exporter))
+
+    def add_processor(self, processor: SpanProcessor) -> None:
+        """Hand every span that ends, the SDK's and the kit's own, to a further processor."""
+        self.provider.add_span_processor(processor)
+        self._maker.recorder.add(processor)
 
     def install(self) -> None:
         """Make this the provider of `span(...)` and of the Temporal plugin in this process."""
@@ -127,11 +136,11 @@ class Telemetry:
         links: Sequence[str] = (),
     ) -> Span:
         """Begin a span, child of the W3C headers in `parent`, else of the current span."""
-        return _start(self._tracer, name, attributes, kind, parent, links)
+        return _start(self._maker, name, attributes, kind, parent, links)
 
     def server_span(self, call: Call) -> Span:
         """Begin the span of a call that came in."""
-        parent = {key: call.text(key) for key in _TRACE_KEYS if call.text(key)}
+        parent = {key: text for key in _TRACE_KEYS if (text := call.text(key))}
         attributes: Attributes = {
             names.RPC_SYSTEM: "grpc",
             names.RPC_METHOD: call.method,
@@ -145,11 +154,10 @@ class Telemetry:
         It is not made current: it may end in a callback, whose context is another.
         """
         attributes: Attributes = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: method}
-        inner = self._tracer.start_span(
-            method.removeprefix("/"), kind=SpanKind.CLIENT, attributes=attributes
+        inner = self._maker.begin(
+            method.removeprefix("/"), SpanKind.CLIENT, attributes, _current(), ()
         )
-        headers: dict[str, str] = {}
-        _W3C.inject(headers, trace.set_span_in_context(inner))
+        headers = recording.written(inner.get_span_context())
         return Span(inner, is_current=False), headers
 
     def close(self) -> None:
@@ -185,25 +193,24 @@ def start(
     links: Sequence[str] = (),
 ) -> Span:
     """Begin a span of the installed provider; the caller ends it."""
-    return _start(_tracer, name, attributes, kind, parent, links)
+    maker = _recorders.get(trace.get_tracer_provider())
+    return _start(maker or _Maker(None, _tracer), name, attributes, kind, parent, links)
 
 
 def traceparent() -> str:
     """Return the W3C header of the current span, empty if there is none."""
-    return _traceparent(trace.get_current_span())
+    return _traceparent(_current())
 
 
 def trace_id() -> str:
     """Return the current trace's id, empty if there is none."""
-    context = trace.get_current_span().get_span_context()
+    context = _current()
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def trace_headers() -> dict[str, str]:
     """Return the W3C headers that a call out of the current span carries."""
-    headers: dict[str, str] = {}
-    _W3C.inject(headers)
-    return headers
+    return recording.written(_current())
 
 
 def error_type(error: BaseException) -> str:
@@ -211,32 +218,63 @@ def error_type(error: BaseException) -> str:
     return error.reason if isinstance(error, VolaryError) else type(error).__name__
 
 
+class _Maker:
+    """Begins spans by the kit's recorder, by the SDK where a workflow may be replaying."""
+
+    def __init__(
+        self, recorder: Recorder | None, tracer: trace.Tracer, *, replay_safe: bool = False
+    ) -> None:
+        self._recorder = recorder
+        self._tracer = tracer
+        self._is_in_workflow: Callable[[], bool] | None = None
+        if replay_safe:
+            from temporalio import workflow
+
+            self._is_in_workflow = workflow.in_workflow
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder of an installed provider."""
+        assert self._recorder is not None
+        return self._recorder
+
+    def begin(
+        self,
+        name: str,
+        kind: SpanKind,
+        attributes: Attributes | None,
+        parent: SpanContext | None,
+        links: Sequence[trace.Link],
+    ) -> trace.Span:
+        """Begin a span; `parent` None begins a trace."""
+        in_workflow = self._is_in_workflow
+        if self._recorder is not None and (in_workflow is None or not in_workflow()):
+            return self._recorder.begin(name, kind, attributes, parent, links)
+        context = trace.set_span_in_context(
+            trace.NonRecordingSpan(parent or trace.INVALID_SPAN_CONTEXT)
+        )
+        return self._tracer.start_span(name, context, kind, attributes, links=links)
+
+
 def _start(
-    tracer: trace.Tracer,
+    maker: _Maker,
     name: str,
     attributes: Attributes | None,
     kind: Kind,
     parent: Mapping[str, str] | None,
     links: Sequence[str],
 ) -> Span:
-    context: Context | None = _W3C.extract(parent, Context()) if parent else None
-    linked = [trace.Link(found) for text in links if (found := _span_context(text))]
-    return Span(tracer.start_span(name, context, _KINDS[kind], attributes, links=linked))
+    above = recording.read(parent) if parent else _current()
+    linked = [trace.Link(found) for text in links if (found := recording.read({TRACEPARENT: text}))]
+    return Span(maker.begin(name, _KINDS[kind], attributes, above, linked))
 
 
-def _span_context(traceparent: str) -> trace.SpanContext | None:
-    context = _W3C.extract({TRACEPARENT: traceparent}, Context())
-    found = trace.get_current_span(context).get_span_context()
-    return found if found.is_valid else None
+def _current() -> SpanContext:
+    return trace.get_current_span().get_span_context()
 
 
-def _traceparent(span: trace.Span) -> str:
-    context = span.get_span_context()
-    if not context.is_valid:
-        return ""
-    flags = int(context.trace_flags)
-    ids = f"{trace.format_trace_id(context.trace_id)}-{trace.format_span_id(context.span_id)}"
-    return f"00-{ids}-{flags:02x}"
+def _traceparent(context: SpanContext) -> str:
+    return recording.written(context).get(TRACEPARENT, "")
 
 
 def _provider(resource: Resource, sampler: Sampler, *, replay_safe: bool) -> TracerProvider:

@@ -123,7 +123,7 @@ def test_full_queue_drops_and_counts_and_never_blocks():
     stuck = Stuck()
     processor = export.BoundedExport(stuck, max_queue=600)
     made = Telemetry("test", exporter=Collected())
-    made.provider.add_span_processor(processor)
+    made.add_processor(processor)
     before = export.DROPPED._value.get()
     for _ in range(3_000):
         made.start("one").end()
