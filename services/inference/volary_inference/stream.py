@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 BATCH = 256
 WAIT_S = 1.0
 RETRY_S = (0.05, 2.0)
+LINGER_S = 0.02  # a round trip costs the same for one event as for many
 
 
 class PredictionStream:
@@ -60,6 +61,8 @@ class PredictionStream:
             else:
                 self._ring.discard(len(records))
                 wait_s = RETRY_S[0]
+                if len(records) < BATCH and not self._ring.is_closed:
+                    self._stopping.wait(LINGER_S)
 
     def _append(self, records: Sequence[PredictionRecord]) -> None:
         """Append in one round trip; what is sent twice has the same event id."""

@@ -57,6 +57,17 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class EntityTotals:
+    """Accumulators of one window of one entity, as plain integers; per measure as in `Totals`."""
+
+    rows: int
+    count: tuple[int, ...]
+    sum: tuple[int, ...]
+    least: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CellLayout:
     """The form of a view's cells: which columns they add up, and whether extremes are kept."""
 
@@ -138,9 +149,43 @@ class CellLayout:
         at = cells["at"].astype(np.int64)  # in one piece: the search is three times as fast
         for row, (first, end) in enumerate(pairwise(bounds.tolist())):
             places[row] = first + np.searchsorted(at[first:end], edges[row])
-        sums = {name: _running(cells[name]) for name in self._named("rows", "n", "sum")}
+        sums = {name: _running(cells[name]) for name in self._added}
         ends = places[:, 0]
         return [self._between(cells, sums, places[:, 1 + w], ends) for w in range(len(windows))]
+
+    def totals_of_one(
+        self, cells: Cells, windows: Sequence[Window], asked_us: int
+    ) -> list[EntityTotals]:
+        """Return what `totals` does for the ordered cells of one row, in a quarter of its time.
+
+        Integers both ways, so that the sums are the same.
+        """
+        edges = [asked_us, *(window.opens_at(asked_us) for window in windows)]
+        end, *firsts = np.searchsorted(np.ascontiguousarray(cells["at"]), edges).tolist()
+        sums = {name: _tails(cells[name][:end], firsts) for name in self._added}
+        return [
+            EntityTotals(
+                rows=sums["rows"][place],
+                count=tuple(sums[name][place] for name in self._named("n")),
+                sum=tuple(sums[name][place] for name in self._named("sum")),
+                least=self._extremes("least", LARGEST, cells, first, end),
+                largest=self._extremes("largest", SMALLEST, cells, first, end),
+            )
+            for place, first in enumerate(firsts)
+        ]
+
+    def _extremes(
+        self, kind: str, neutral: int, cells: Cells, first: int, end: int
+    ) -> tuple[int, ...]:
+        names = self._named(kind)
+        if first >= end:
+            return (neutral,) * len(names)
+        return tuple(int(_MERGE[kind].reduce(cells[name][first:end])) for name in names)
+
+    @cached_property
+    def _added(self) -> list[str]:
+        """The names of the fields that are summed."""
+        return self._named("rows", "n", "sum")
 
     def _between(
         self, cells: Cells, sums: Mapping[str, Quanta], first: Instants, end: Instants
@@ -166,13 +211,29 @@ class CellLayout:
 
     def _named(self, *kinds: str) -> list[str]:
         """Return the names of the fields of these kinds."""
-        return [name for name in self.dtype.names or () if name.rstrip("0123456789") in kinds]
+        return [name for kind in kinds for name in self._by_kind.get(kind, ())]
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.dtype.names or ():
+            found.setdefault(name.rstrip("0123456789"), []).append(name)
+        return found
 
 
 def _running(values: Quanta) -> Quanta:
     found = np.zeros(len(values) + 1, dtype=np.int64)
     np.cumsum(values, dtype=np.int64, out=found[1:])
     return found
+
+
+def _tails(values: Quanta, firsts: Sequence[int]) -> list[int]:
+    """Return the sums of `values[first:]`."""
+    if not len(values):
+        return [0] * len(firsts)
+    running = np.cumsum(values, dtype=np.int64)
+    whole = int(running[-1])
+    return [whole - int(running[first - 1]) if first else whole for first in firsts]
 
 
 def _extreme(choose: Any, values: Quanta, first: Instants, end: Instants, neutral: int) -> Quanta:

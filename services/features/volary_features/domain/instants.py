@@ -38,6 +38,10 @@ class Window:
         """Return the first instant inside the window of each read."""
         return (asked_us - self.length_us) // self.hop_us * self.hop_us
 
+    def opens_at(self, asked_us: int) -> int:
+        """Return the first instant inside the window of one read."""
+        return (asked_us - self.length_us) // self.hop_us * self.hop_us
+
 
 def default_hop_us(length_us: int) -> int:
     """Return the hop of a window that declares none: 5 minutes, 1 hour or 1 day (Chronon)."""

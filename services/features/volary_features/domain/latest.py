@@ -107,3 +107,13 @@ class LatestLayout:
             is_there = is_alive(standing["event"], asked_us[rows], ttl_us)
             found[rows[is_there]] = standing["values"][is_there]
         return found
+
+    def values_of_one(self, cells: Cells, asked_us: int, ttl_us: int | None) -> Numbers:
+        """Return what `chosen` and `values` do for the ordered cells of a single row."""
+        known = len(cells)
+        if not self.is_timeless:
+            places = np.flatnonzero(cells["at"] < asked_us)
+            known = int(places[-1]) + 1 if len(places) else 0
+        if known and (ttl_us is None or int(cells["event"][known - 1]) >= asked_us - ttl_us):
+            return cells["values"][known - 1 : known].copy()
+        return np.full((1, len(self.columns)), np.nan)

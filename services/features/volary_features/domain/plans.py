@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from volary_features.domain.cells import CellLayout, Measure, Totals
+from volary_features.domain.cells import CellLayout, Cells, EntityTotals, Measure, Totals
 from volary_features.domain.expression import EVENT_TIME, Expression
 from volary_features.domain.instants import Instants, Ladder, Window
 from volary_features.domain.latest import LatestLayout
-from volary_features.domain.quanta import Numbers, number_of
+from volary_features.domain.quanta import Numbers, number_of, number_of_one
 from volary_features.domain.view import LatestSpec, LookupSpec, RequestSpec, RollingSpec
 
 
@@ -53,11 +53,43 @@ class RollingPlan:
         ]
         return np.column_stack(columns)
 
+    def values_of_one(self, cells: Cells, asked_us: int) -> Numbers:
+        """Return the one row that `values` has for the totals of an entity's ordered cells."""
+        totals = self.layout.totals_of_one(cells, self.windows, asked_us)
+        return np.array(
+            [
+                [
+                    self._number(feature, each)
+                    for feature in range(len(self.spec.features))
+                    for each in totals
+                ]
+            ]
+        )
+
+    def _number(self, feature: int, totals: EntityTotals) -> float:
+        spec, place = self.spec.features[feature], self._places[feature]
+        if place is None:
+            return float(totals.rows)
+        count = totals.count[place]
+        if spec.aggregate == "mean":
+            return number_of_one(totals.sum[place], count, spec.decimals)
+        quanta = {"sum": totals.sum, "min": totals.least, "max": totals.largest}[spec.aggregate]
+        return number_of_one(quanta[place], min(count, 1), spec.decimals)
+
+    @cached_property
+    def _places(self) -> list[int | None]:
+        """Which measure each feature is made of, None for a count of rows."""
+        return [
+            None
+            if feature.column is None
+            else self.layout.measures.index(Measure(feature.column, feature.decimals))
+            for feature in self.spec.features
+        ]
+
     def _column(self, feature: int, totals: Totals) -> Numbers:
-        spec = self.spec.features[feature]
-        if spec.column is None:
+        spec, place = self.spec.features[feature], self._places[feature]
+        if place is None:
             return totals.rows.astype(np.float64)
-        place = self.layout.measures.index(Measure(spec.column, spec.decimals))
         count = totals.count[place]
         if spec.aggregate == "mean":
             return number_of(totals.sum[place], count, spec.decimals)
@@ -83,8 +115,12 @@ class LatestPlan:
 
     def values(self, columns: Numbers) -> Numbers:
         """Return rows x features from rows x columns."""
-        names = self.layout.columns
-        return columns[:, [names.index(feature.column) for feature in self.spec.features]]
+        return columns[:, self._places]
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """Which column each feature is."""
+        return [self.layout.columns.index(feature.column) for feature in self.spec.features]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ even) and everything after that is integer arithmetic, until one division at the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -59,3 +60,8 @@ def number_of(quanta: Quanta, count: Quanta, decimals: int) -> Numbers:
         found = quanta.astype(np.float64) / parts.astype(np.float64)
     found[count == 0] = np.nan
     return found
+
+
+def number_of_one(quanta: int, count: int, decimals: int) -> float:
+    """Return what `number_of` does for one value: both sides are rounded to doubles first."""
+    return float(quanta) / float(count * 10**decimals) if count else math.nan

@@ -227,11 +227,20 @@ def _computed(plan: SourcedPlan, view: ViewKey, held: Held, question: Question) 
 
 def _values(plan: SourcedPlan, held: Held, asked_us: Instants) -> Numbers:
     """Return rows x features of a view from its packed entities, one a row."""
+    if len(held.entities) == 1:  # what a prediction asks for
+        return _values_of_one(plan, held.entities[0], int(asked_us[0]))
     cells, bounds = unpacked(held.entities, plan.layout.dtype)
     if isinstance(plan, RollingPlan):
         return plan.values(plan.layout.totals(cells, bounds, plan.windows, asked_us))
     chosen = plan.layout.chosen(cells, bounds, asked_us)
     return plan.values(plan.layout.values(cells, chosen, asked_us, plan.spec.ttl))
+
+
+def _values_of_one(plan: SourcedPlan, entity: bytes, asked_us: int) -> Numbers:
+    cells = np.frombuffer(entity, dtype=plan.layout.dtype)
+    if isinstance(plan, RollingPlan):
+        return plan.values_of_one(cells, asked_us)
+    return plan.values(plan.layout.values_of_one(cells, asked_us, plan.spec.ttl))
 
 
 def _assembled(
