@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from volary_cli.commands import (
+    bench,
     demo,
     development,
     identities,
@@ -47,6 +48,7 @@ for command in (projects.apply, models.production, models.predict, models.alerts
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")
 app.add_typer(retrain.app, name="retrain", rich_help_panel="Models")
 app.command(rich_help_panel="Development", context_settings=development.PASS_ON)(development.test)
+app.add_typer(bench.app, name="bench", rich_help_panel="Development")
 
 
 def _print_version(is_asked: bool) -> None:

@@ -7,6 +7,7 @@ Python packages of OTLP and of Envoy's API overwrite each other's files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -130,7 +131,18 @@ def _span_id(number: int) -> bytes:
 
 
 def _attributes(attributes: Mapping[str, Any]) -> list[trace_pb2.KeyValue]:
-    return [trace_pb2.KeyValue(key=key, value=_value(value)) for key, value in attributes.items()]
+    return [
+        _pair(key, value)
+        if isinstance(value, str | bool | int)
+        else trace_pb2.KeyValue(key=key, value=_value(value))
+        for key, value in attributes.items()
+    ]
+
+
+@lru_cache(maxsize=4_096, typed=True)
+def _pair(key: str, value: str | bool | int) -> trace_pb2.KeyValue:  # noqa: FBT001 - a value
+    """Return an attribute; most are the same in many spans, and copied by whoever takes them."""
+    return trace_pb2.KeyValue(key=key, value=_value(value))
 
 
 def _value(value: Any) -> trace_pb2.AnyValue:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +26,7 @@ from volary_kit.rules.authentication import Authentication
 from volary_kit.rules.concurrency import Concurrency
 from volary_kit.rules.deadline import Deadline
 from volary_kit.rules.policy import Authorization
-from volary_kit.rules.validation import Validation, nan_path
+from volary_kit.rules.validation import SEARCHED_BYTES, Validation, nan_path
 from volary_kit.testing import ManualClock, new_call
 
 OK = Outcome(Status(), 0.0)
@@ -147,6 +149,24 @@ class TestValidation:
         assert path is not None
         assert path.startswith("fields['outer']")
         assert "'deep'" in path
+
+    def test_every_kind_of_nan_is_found(self) -> None:
+        draw = random.Random(3)
+        for _ in range(500):
+            # any sign, quiet or signalling, any payload
+            bits = draw.getrandbits(1) << 63 | 0x7FF << 52 | draw.randrange(1, 1 << 52)
+            (value,) = struct.unpack("<d", struct.pack("<Q", bits))
+            assert math.isnan(value)
+            request = Struct()
+            request["a"] = draw.random()
+            request["b"] = value
+            assert nan_path(request) == "fields['b'].number_value"
+
+    def test_a_nan_is_found_in_a_message_too_large_to_search(self) -> None:
+        request = Struct()
+        request["text"] = "x" * (SEARCHED_BYTES + 1)
+        request["b"] = NAN
+        assert nan_path(request) == "fields['b'].number_value"
 
     def test_infinities_are_not_nan(self) -> None:
         request = Struct()

@@ -1,0 +1,1 @@
+"""The inference service under load: `./volary bench inference`."""

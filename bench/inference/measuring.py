@@ -1,0 +1,180 @@
+"""The lines of the bench, each from one run of the load generator."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.inference import graphs
+from bench.inference.served import Cores, Served, cpu_s, on_core
+from bench.load.generator import Generator, Outcome, Target
+from bench.report import Goal, Line
+
+DEADLINE_MS = 50.0
+OVERLOAD = 3.0
+CALLERS = 64
+# small: a server that answers in turn needs no more, and each has flow control of its own
+CONNECTIONS = 4
+ECHO = "grpc.aio echo"
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long each part takes, in seconds, and how often versions are swapped."""
+
+    load_s: float
+    warmup_s: float
+    swaps: int
+    copies_s: float
+
+
+QUICK = Times(load_s=2.5, warmup_s=0.7, swaps=25, copies_s=3.0)
+FULL = Times(load_s=10.0, warmup_s=2.0, swaps=1_000, copies_s=60.0)
+
+
+@dataclass(frozen=True)
+class Small:
+    """The small model, or the echo in its place: one caller and many."""
+
+    one: Outcome
+    many: Outcome
+    cpu_us: float  # a call, with many callers
+
+
+async def small(generator: Generator, target: Target, pid: int, times: Times) -> Small:
+    """Measure one caller, then 64."""
+    one = await generator.run(target, seconds=times.load_s, warmup=times.warmup_s)
+    await generator.run(target, seconds=times.warmup_s, warmup=0, concurrency=CALLERS)
+    before_s = cpu_s(pid)
+    many = await generator.run(
+        target, seconds=times.load_s, warmup=0, concurrency=CALLERS, connections=CONNECTIONS
+    )
+    return Small(one, many, (cpu_s(pid) - before_s) / max(1, many.ok) * 1e6)
+
+
+def small_lines(ours: Small, echo: Small, bound_us: float | None) -> list[Line]:
+    """Return what the small model's runs say."""
+    lines = [
+        Line(
+            "small_c64_vs_aio_echo", ours.many.ok_per_s, "calls/s", Goal(">=", 12),
+            echo.many.ok_per_s, ECHO,
+        ),
+        Line(
+            "small_c1_p50_us", ours.one.p50_us, "us", Goal("<=", 130, "ours"),
+            echo.one.p50_us, ECHO,
+        ),
+        Line(
+            "small_c64_p99_ms", ours.many.p99_us / 1e3, "ms", Goal("<=", 2, "ours"),
+            echo.many.p99_us / 1e3, ECHO,
+        ),
+    ]  # fmt: skip
+    goal = Goal("<=", bound_us if bound_us is not None else float("inf"), "ours")
+    return [*lines, Line("cpu_us_per_call", ours.cpu_us, "us", goal, echo.cpu_us, ECHO)]
+
+
+async def heavy(generator: Generator, server: Served, limit: float, times: Times) -> Line:
+    """Measure the heavy model against onnxruntime alone."""
+    found = await generator.run(
+        server.target("heavy"), seconds=times.load_s, warmup=times.warmup_s, concurrency=CALLERS
+    )
+    name = "raw onnxruntime at its best batch"
+    return Line("heavy_c64_vs_raw_ort", found.ok_per_s, "rows/s", Goal(">=", 0.97), limit, name)
+
+
+async def raw_ort(folder: Path, cores: Cores) -> float:
+    """Return the rows a second of onnxruntime alone, on the server's core."""
+    path = folder / "heavy.onnx"
+    path.write_bytes(graphs.perceptron(graphs.HEAVY))
+    with on_core(cores.server):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.inference.raw_ort", str(path),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    output, _ = await child.communicate()
+    return float(output)
+
+
+async def overload(generator: Generator, server: Served, capacity: float, times: Times) -> Line:
+    """Measure what is answered in time when three times as much is asked."""
+    found = await generator.run(
+        server.target("small"),
+        seconds=times.load_s,
+        warmup=times.warmup_s,
+        rate=capacity * OVERLOAD,
+        timeout_ms=DEADLINE_MS,
+        connections=CONNECTIONS,
+    )
+    return Line(
+        "overload_goodput", found.ok_per_s, "calls/s", Goal(">=", 0.95), capacity,
+        "its own 64 callers",
+    )  # fmt: skip
+
+
+async def mixed_up(generator: Generator, server: Served, token: int, times: Times) -> Line:
+    """Count the replies that hold another caller's row."""
+    found = await generator.run(
+        server.target("copy"),
+        seconds=times.copies_s,
+        warmup=0,
+        concurrency=CALLERS,
+        connections=CONNECTIONS,
+        token=token,
+    )
+    return Line(
+        "rows_mixed_up", found.mixed_up, "rows", Goal("<=", 0, "ours"),
+        found.ok, "of so many rows",
+    )  # fmt: skip
+
+
+async def swaps(generator: Generator, server: Served, times: Times) -> Line:
+    """Swap the production version again and again under load; count what failed."""
+    await _begin_swaps(server)
+    done = asyncio.Event()
+    failed = asked = 0
+    async with _swapping(server, times.swaps, done):
+        while not done.is_set():
+            found = await generator.run(
+                server.target("swapped"), seconds=times.load_s, warmup=0, concurrency=8
+            )
+            failed, asked = failed + found.failed, asked + found.ok + found.failed
+    return Line(
+        "version_swaps_failed", failed, "calls", Goal("<=", 0, "ours"),
+        asked, f"calls over {times.swaps} swaps",
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def _swapping(server: Served, count: int, done: asyncio.Event) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_swap(server, count, done))
+        yield
+
+
+async def _begin_swaps(server: Served) -> None:
+    gateway = server.peers.gateway
+    others = [each for each in gateway.desired.versions if each.model != "swapped"]
+    gateway.want(*others, _version(server, 2, is_production=True))
+    await server.until_ready(2)
+
+
+async def _swap(server: Served, count: int, done: asyncio.Event) -> None:
+    """Load the next version beside the old one, give it the calls, let the old one go."""
+    gateway = server.peers.gateway
+    others = [each for each in gateway.desired.versions if each.model != "swapped"]
+    try:
+        for number in range(3, 3 + count):
+            old = _version(server, number - 1, is_production=True)
+            gateway.want(*others, old, _version(server, number, is_production=False))
+            await server.until_ready(number)
+            gateway.want(*others, _version(server, number, is_production=True))
+    finally:
+        done.set()
+
+
+def _version(server: Served, number: int, *, is_production: bool):  # noqa: ANN202 - a message
+    graph = graphs.perceptron(graphs.SMALL, seed=number)
+    return server.peers.registry.add(number, graph, model="swapped", production=is_production)

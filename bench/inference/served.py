@@ -1,0 +1,208 @@
+"""The real service as a process on a core of its own, with stand-ins for those that it talks to.
+
+Everything is on: credentials, deadlines, tracing to a collector, metrics, prediction events to a
+real Redis, provenance. Gateway and registry are the stand-ins of the service's own tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+from inference import grpc_service_pb2 as pb
+from volary_cli.launcher.engines import RedisEngine, free_port, running
+from volary_inference.settings import InferenceSettings
+from volary_kit.testing import eventually
+
+from bench.inference import graphs
+from bench.load.generator import BenchError, Target
+from tests.unit.inference.peers import Keys, Peers
+from tests.unit.inference.replica import Replica
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+EXPORT = "opentelemetry.proto.collector.trace.v1.TraceService"
+START_S, LOAD_S = 60.0, 30.0
+TOKEN = np.array([17.0, 18.0, 19.0, 20.0], np.float32)  # found in the body again, to be replaced
+SETTING = "engine"
+NATIVE, PYTHON = "native", "python"
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The server has one core, everything else the other."""
+
+    server: int
+    rest: int
+
+    @classmethod
+    def pick(cls) -> Cores:
+        """Return two of the cores that this process may use; raise BenchError for a single one."""
+        found = sorted(os.sched_getaffinity(0))
+        if len(found) < 2:
+            raise BenchError("the server and the load need a core each, and there is only one")
+        return cls(found[0], found[-1])
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Let what is started in the block run on one core alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def engines() -> list[str]:
+    """Return the engines that this build of the service may run, the better one first."""
+    return [NATIVE, PYTHON] if SETTING in InferenceSettings.model_fields else [PYTHON]
+
+
+class EngineReplica(Replica):
+    """A replica that runs one engine and sends its spans to a collector."""
+
+    def choose(self, engine: str, collector: str) -> None:
+        """Set what differs from a replica under test."""
+        self._environment["VOLARY_INFERENCE_OTLP_ENDPOINT"] = collector
+        if SETTING in InferenceSettings.model_fields:
+            self._environment["VOLARY_INFERENCE_ENGINE"] = engine
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running service and what to send to it."""
+
+    engine: str
+    peers: Peers
+    replica: Replica
+    folder: Path
+
+    @property
+    def pid(self) -> int:
+        """The process of the service."""
+        assert self.replica.process is not None
+        return self.replica.process.pid
+
+    def target(self, model: str) -> Target:
+        """Return a target whose body asks one model for one row."""
+        return Target(
+            f"127.0.0.1:{self.replica.port}",
+            INFER,
+            self.folder / f"{model}.bin",
+            {"x-api-key": self.peers.keys.api_key()},
+        )
+
+    async def until_ready(self, version: int) -> None:
+        """Wait until the newest report says that every model's version is ready."""
+
+        async def is_ready() -> bool:
+            return self.peers.gateway.state_of(version) == "READY"
+
+        await eventually(is_ready, within_s=LOAD_S, what=f"version {version}")
+
+
+def write_bodies(folder: Path) -> dict[str, int]:
+    """Write a request for each model; return where the token of `copy` lies."""
+    widths = {"small": graphs.SMALL[0], "swapped": graphs.SMALL[0], "heavy": graphs.HEAVY[0]}
+    for model, width in widths.items():
+        row = np.linspace(-1, 1, width, dtype=np.float32)
+        (folder / f"{model}.bin").write_bytes(body(model, row))
+    data = body("copy", TOKEN)
+    (folder / "copy.bin").write_bytes(data)
+    return {"copy": data.index(TOKEN.tobytes())}
+
+
+def body(model: str, row: np.ndarray) -> bytes:
+    """Return a request for one row as bytes."""
+    request = pb.ModelInferRequest(model_name=model)
+    request.inputs.add(name="features", datatype="FP32", shape=[1, row.size])
+    request.raw_input_contents.append(row.tobytes())
+    return request.SerializeToString()
+
+
+@asynccontextmanager
+async def served(engine: str, folder: Path, cores: Cores) -> AsyncIterator[Served]:
+    """Run the service with the models of the bench; raise BenchError if it does not start."""
+    mine = folder / engine
+    mine.mkdir()
+    redis = RedisEngine(mine / "redis", free_port(), "bench")
+    peers = Peers(Keys(mine))
+    async with running(redis, mine / "redis.log"), _collector() as collector:
+        await peers.start()
+        peers.gateway.want(
+            peers.registry.add(1, graphs.perceptron(graphs.SMALL), model="small", production=True),
+            peers.registry.add(1, graphs.perceptron(graphs.HEAVY), model="heavy", production=True),
+            peers.registry.add(1, graphs.copy(), model="copy", production=True),
+        )
+        replica = EngineReplica(mine, peers.keys, peers, redis.url)
+        replica.choose(engine, collector)
+        try:
+            with on_core(cores.server):
+                replica.start()
+            try:
+                async with asyncio.timeout(START_S):
+                    await replica.ready()
+            except (AssertionError, TimeoutError) as error:
+                raise BenchError(f"the {engine} engine does not start: {error}") from error
+            yield Served(engine, peers, replica, folder)
+        finally:
+            replica.close()
+            await peers.stop()
+
+
+@asynccontextmanager
+async def _collector() -> AsyncIterator[str]:
+    """Take spans and throw them away: what they cost the service is under test, not this."""
+
+    async def export(_data: bytes, _context: object) -> bytes:
+        return b""
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(export)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(EXPORT, {"Export": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def echo(folder: Path, cores: Cores) -> AsyncIterator[tuple[Target, int]]:
+    """Run the reference server; yield where to call it and its process id."""
+    port = free_port()
+    with on_core(cores.server):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.inference.echo", str(port)
+        )
+    target = Target(f"127.0.0.1:{port}", INFER, folder / "small.bin", {})
+    try:
+        async with grpc.aio.insecure_channel(target.address) as channel:
+            async with asyncio.timeout(START_S):
+                await channel.channel_ready()
+        yield target, child.pid
+    except TimeoutError as error:
+        raise BenchError("the reference server does not start") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds that a process has used."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system

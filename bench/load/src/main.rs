@@ -1,0 +1,202 @@
+//! Load for a gRPC server: prepared bytes to one method, from one thread; prints one JSON object.
+//!
+//! A closed loop of `concurrency` callers, or calls that begin at a fixed rate. With a token each
+//! call carries 16 bytes of its own, and a reply without them belongs to somebody else.
+
+mod options;
+mod raw;
+mod tally;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use tokio::task::LocalSet;
+use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use options::{Options, USAGE};
+use raw::Raw;
+use tally::Tally;
+
+const GRACE: Duration = Duration::from_secs(10);
+const MAX_OPEN: usize = 100_000;
+
+struct Load {
+    options: Options,
+    path: PathAndQuery,
+    headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+    tally: RefCell<Tally>,
+    /// Calls that begin before are not counted.
+    counted_from: Instant,
+    until: Instant,
+    serial: Cell<u32>,
+    open: Cell<usize>,
+}
+
+impl Load {
+    /// Return the body of one call, and the bytes that its reply must hold.
+    fn body(&self) -> (Bytes, Option<[u8; 16]>) {
+        let Some(at) = self.options.token else {
+            return (self.options.body.clone(), None);
+        };
+        let serial = self.serial.get().wrapping_add(1);
+        self.serial.set(serial);
+        let mut token = [0; 16];
+        // whole numbers below 2^24: exact as FP32, whatever the model does to a copy
+        let parts = [serial & 0xfff, (serial >> 12) & 0xfff, serial >> 24, 0xabc];
+        for (place, part) in parts.into_iter().enumerate() {
+            token[4 * place..4 * place + 4].copy_from_slice(&(part as f32 + 1.0).to_le_bytes());
+        }
+        let mut body = self.options.body.to_vec();
+        body[at..at + 16].copy_from_slice(&token);
+        (body.into(), Some(token))
+    }
+
+    fn request(&self, body: Bytes) -> Request<Bytes> {
+        let mut request = Request::new(body);
+        for (name, value) in &self.headers {
+            request.metadata_mut().insert(name.clone(), value.clone());
+        }
+        if let Some(timeout) = self.options.timeout {
+            request.set_timeout(timeout);
+        }
+        request
+    }
+
+    async fn call(&self, client: &mut Grpc<Channel>) {
+        let (body, token) = self.body();
+        let began = Instant::now();
+        let outcome = self.ask(client, body).await;
+        let took = began.elapsed();
+        if began < self.counted_from {
+            return;
+        }
+        let mut tally = self.tally.borrow_mut();
+        match outcome {
+            Ok(reply) => {
+                let version = reply.metadata().get("volary-version");
+                let version = version.and_then(|value| value.to_str().ok());
+                let is_late = self.options.timeout.is_some_and(|limit| took > limit);
+                let code = if is_late { Code::DeadlineExceeded } else { Code::Ok };
+                tally.note(code, took, version);
+                if token.is_some_and(|token| !holds(reply.get_ref(), &token)) {
+                    tally.mixed_up += 1;
+                }
+            }
+            Err(status) => tally.note(status.code(), took, None),
+        }
+    }
+
+    async fn ask(
+        &self,
+        client: &mut Grpc<Channel>,
+        body: Bytes,
+    ) -> Result<Response<Bytes>, Status> {
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        client.unary(self.request(body), self.path.clone(), Raw).await
+    }
+}
+
+fn holds(reply: &[u8], token: &[u8; 16]) -> bool {
+    reply.windows(token.len()).any(|window| window == token)
+}
+
+async fn closed_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
+    let callers: Vec<_> = (0..load.options.concurrency)
+        .map(|place| {
+            let (load, mut client) = (load.clone(), clients[place % clients.len()].clone());
+            tokio::task::spawn_local(async move {
+                while Instant::now() < load.until {
+                    load.call(&mut client).await;
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        let _ = caller.await;
+    }
+}
+
+async fn open_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
+    let began = Instant::now();
+    let mut sent: u64 = 0;
+    while Instant::now() < load.until {
+        let due = (began.elapsed().as_secs_f64() * load.options.rate) as u64;
+        while sent < due {
+            let mut client = clients[sent as usize % clients.len()].clone();
+            sent += 1;
+            if load.open.get() >= MAX_OPEN {
+                continue; // nobody answers at all: memory is bounded
+            }
+            load.open.set(load.open.get() + 1);
+            let load = load.clone();
+            tokio::task::spawn_local(async move {
+                load.call(&mut client).await;
+                load.open.set(load.open.get() - 1);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let end = Instant::now() + GRACE;
+    while load.open.get() > 0 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn run(options: Options) -> Result<serde_json::Value, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", options.address))
+        .map_err(|error| error.to_string())?
+        .tcp_nodelay(true);
+    let mut clients = Vec::new();
+    for _ in 0..options.connections {
+        let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
+        clients.push(Grpc::new(channel));
+    }
+    let headers = options.headers.iter().map(header).collect::<Result<_, _>>()?;
+    let counted_from = Instant::now() + options.warmup;
+    let load = Rc::new(Load {
+        path: options.path.parse().map_err(|error| format!("{}: {error}", options.path))?,
+        headers,
+        tally: RefCell::default(),
+        counted_from,
+        until: counted_from + options.span,
+        serial: Cell::new(0),
+        open: Cell::new(0),
+        options,
+    });
+    if load.options.rate > 0.0 {
+        open_loop(&load, &clients).await;
+    } else {
+        closed_loop(&load, &clients).await;
+    }
+    let tally = std::mem::take(&mut *load.tally.borrow_mut());
+    Ok(tally.report(load.options.span))
+}
+
+fn header(pair: &(String, String)) -> Result<(MetadataKey<Ascii>, MetadataValue<Ascii>), String> {
+    let name = pair.0.parse().map_err(|_| format!("{} is no header", pair.0))?;
+    let value = pair.1.parse().map_err(|_| format!("the value of {} is no text", pair.0))?;
+    Ok((name, value))
+}
+
+fn main() {
+    let found = Options::read(std::env::args().skip(1)).and_then(|options| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        LocalSet::new().block_on(&runtime, run(options))
+    });
+    match found {
+        Ok(report) => println!("{report}"),
+        Err(text) => {
+            eprintln!("volary-load: {text}\n{USAGE}");
+            std::process::exit(2);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What came of the calls.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tonic::Code;
+
+#[derive(Default)]
+pub struct Tally {
+    /// Microseconds of every call that was answered OK, and of every other.
+    answered_us: Vec<u32>,
+    refused_us: Vec<u32>,
+    codes: BTreeMap<i32, u64>,
+    versions: BTreeMap<String, u64>,
+    pub mixed_up: u64,
+}
+
+impl Tally {
+    pub fn note(&mut self, code: Code, took: Duration, version: Option<&str>) {
+        let took_us = took.as_micros().min(u32::MAX as u128) as u32;
+        let is_answer = code == Code::Ok;
+        if is_answer { &mut self.answered_us } else { &mut self.refused_us }.push(took_us);
+        *self.codes.entry(code as i32).or_default() += 1;
+        if let Some(version) = version {
+            match self.versions.get_mut(version) {
+                Some(count) => *count += 1,
+                None => drop(self.versions.insert(version.to_string(), 1)),
+            }
+        }
+    }
+
+    pub fn report(mut self, elapsed: Duration) -> Value {
+        self.answered_us.sort_unstable();
+        self.refused_us.sort_unstable();
+        let ok = self.answered_us.len();
+        json!({
+            "ok": ok,
+            "failed": self.refused_us.len(),
+            "seconds": elapsed.as_secs_f64(),
+            "ok_per_s": ok as f64 / elapsed.as_secs_f64(),
+            "p50_us": quantile(&self.answered_us, 0.50),
+            "p99_us": quantile(&self.answered_us, 0.99),
+            "refused_p99_us": quantile(&self.refused_us, 0.99),
+            "codes": self.codes.iter().map(|(code, n)| (code.to_string(), json!(n)))
+                .collect::<serde_json::Map<_, _>>(),
+            "versions": self.versions,
+            "mixed_up": self.mixed_up,
+        })
+    }
+}
+
+fn quantile(sorted_us: &[u32], q: f64) -> u32 {
+    match sorted_us.len() {
+        0 => 0,
+        n => sorted_us[((n - 1) as f64 * q).round() as usize],
+    }
+}

@@ -1,0 +1,38 @@
+"""`volary bench`: what the project measures of itself, from a checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volary_cli.commands.exits import CommandError
+
+REPO = Path(__file__).parents[3]
+
+app = typer.Typer(help="Measure the project beside references in the same run.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure the project beside references in the same run."""
+
+
+@app.command()
+def inference(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute, once all is built.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Put load on the inference service, beside a grpc.aio echo."""
+    _run("bench.inference", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
+
+
+def _run(module: str, *options: str) -> None:
+    if not (REPO / "bench" / "report.py").is_file():
+        raise CommandError("benchmarks run from a checkout of the project, which this is not")
+    os.chdir(REPO)
+    words = [sys.executable, "-m", module, *options]
+    os.execv(sys.executable, words)  # noqa: S606 - the bench takes over, exit status included
