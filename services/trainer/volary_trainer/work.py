@@ -12,10 +12,12 @@ from typing import Any
 
 from volary.features.v1.feature_pb2 import TrainingSet
 from volary.registry.v1.model_pb2 import (
+    ARTIFACT_KIND_DOCUMENT,
     ARTIFACT_KIND_ONNX,
     ARTIFACT_KIND_SAFETENSORS,
     Lineage,
     ModelVersion,
+    ScoreDistribution,
     TensorSpec,
 )
 from volary.trainer.v1.run_pb2 import (
@@ -167,7 +169,6 @@ class Trainer:
         result: Mapping[str, Any],
     ) -> ModelVersion:
         graph = (folder / "model.onnx").read_bytes()
-        weights = (folder / "weights.safetensors").read_bytes()
         start, end = window_us(training_set)
         version = ModelVersion(
             digest=await self.versions.upload(graph, ARTIFACT_KIND_ONNX),
@@ -180,7 +181,8 @@ class Trainer:
             schema_hash=training_set.schema_hash,
             metrics=result["metrics"],
             threshold=training.spec.evaluation.decision_threshold,
-            attachments={"weights": await self.versions.upload(weights, ARTIFACT_KIND_SAFETENSORS)},
+            score_distribution=_distribution(result),
+            attachments=await self._attach(folder),
             lineage=Lineage(
                 run=run.name,
                 training_set=run.training_set,
@@ -196,6 +198,15 @@ class Trainer:
         )
         model = f"projects/{context.project}/models/{training.spec.model}"
         return await self.versions.create(model, version, context.request_id("register"))
+
+    async def _attach(self, folder: Path) -> dict[str, str]:
+        """Store what belongs to a version beside its graph; return the digests by role."""
+        weights = (folder / "weights.safetensors").read_bytes()
+        golden = (folder / "golden.json").read_bytes()
+        return {
+            "weights": await self.versions.upload(weights, ARTIFACT_KIND_SAFETENSORS),
+            "golden_rows": await self.versions.upload(golden, ARTIFACT_KIND_DOCUMENT),
+        }
 
     async def _save(self, context: OperationContext, run: Run) -> None:
         if run.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
@@ -221,6 +232,11 @@ def window_us(training_set: TrainingSet) -> tuple[int, int]:
     if end <= start or training_set.rows == 0:
         raise FailedPrecondition("WINDOW_EMPTY", "the training set has no rows to train on")
     return start, end
+
+
+def _distribution(result: Mapping[str, Any]) -> ScoreDistribution | None:
+    found = result["score_distribution"]
+    return None if found is None else ScoreDistribution(**found)
 
 
 def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLIP = 1e-6  # a score of 0 or 1 costs at most -ln(1e-6) = 13.8
+BINS = 20  # of equal counts: 5 % each
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,26 @@ def metrics(scores: Floats, labels: Floats, threshold: float) -> dict[str, float
         "accuracy": float(correct(scores, labels, threshold).mean()),
         "positive_share": float((labels > 0).mean()),
         "mean_score": float(scores.mean()),
+    }
+
+
+def distribution(scores: Floats) -> dict[str, object]:
+    """Return the scores on edges at their own quantiles, as `ScoreDistribution` has them.
+
+    Score s is in bin i when edges[i-1] < s <= edges[i]; equal scores share a bin, so there may
+    be fewer than `BINS`. At least one score.
+    """
+    shares = np.arange(1, BINS) / BINS
+    edges = np.unique(np.quantile(scores, shares, method="inverted_cdf"))
+    edges = edges[edges < scores.max()]
+    counts = np.bincount(np.searchsorted(edges, scores, side="left"), minlength=len(edges) + 1)
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "mean": float(scores.mean()),
+        "standard_deviation": float(scores.std()),
+        "minimum": float(scores.min()),
+        "maximum": float(scores.max()),
     }
 
 
