@@ -23,13 +23,16 @@ from volary_inference.domain.failpoints import Failpoints
 from volary_inference.domain.versions import Versions
 from volary_inference.feature_source import FeatureSource
 from volary_inference.handlers import control, prediction, v2
+from volary_inference.handlers.v2_extensions import ExtendedV2Handler, V2Extensions
 from volary_inference.lifecycle.attachment import Attachment, Reporter
 from volary_inference.lifecycle.desired import Desired, DesiredFile
 from volary_inference.lifecycle.keeper import Keeper
 from volary_inference.lifecycle.loading import Loader
 from volary_inference.lifecycle.packages import RegistryPackages
+from volary_inference.lifecycle.repository import Repository
 from volary_inference.measures import EngineCollector
 from volary_inference.settings import InferenceSettings
+from volary_inference.shared_memory import Regions
 from volary_inference.stream import PredictionStream
 
 Kit = Resources[InferenceSettings]
@@ -48,9 +51,12 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     )
     is_breakable = with_failpoints or settings.failpoints
     handler = control.ControlHandler(versions, ring, failpoints if is_breakable else None)
-    data = _data_server(kit, engine, versions)
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     keeper = _keeper(kit, versions)
+    regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
+    repository = Repository(keeper, versions, asyncio.get_running_loop())
+    extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
+    data = _data_server(kit, engine, versions, extensions)
     attachment = _attachment(kit, data, versions, keeper, file)
     keeper.on_change(attachment.wake)
     _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
@@ -65,6 +71,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
         )
     finally:
         await keeper.close()
+        if regions is not None:
+            regions.close()
         if stream is not None:
             await asyncio.to_thread(stream.close, FLUSH_S)
         kit.registry.unregister(collector)
@@ -105,11 +113,13 @@ def _remember(keeper: Keeper, file: DesiredFile, *, is_alone: bool) -> None:
         keeper.want(remembered)
 
 
-def _data_server(kit: Kit, engine: Engine, versions: Versions) -> SyncServer:
+def _data_server(
+    kit: Kit, engine: Engine, versions: Versions, extensions: V2Extensions
+) -> SyncServer:
     settings = kit.settings
-    infer = v2.V2Handler(
+    infer = ExtendedV2Handler(
         engine, versions, lambda: kit.health.is_ready, settings.stream_message_timeout_s
-    )
+    ).extend(extensions)
     predict = prediction.PredictionHandler(
         engine, versions, FeatureSource(kit.channels.to_sync("features"))
     )

@@ -23,6 +23,11 @@ class InferenceSettings(ServiceSettings, service="inference"):
     event_capacity: int = Field(default=65_536, ge=0)
     max_artifact_bytes: int = Field(default=1 << 30, gt=0)
     stream_message_timeout_s: float = Field(default=30.0, gt=0)
+    # begins the keys of the segments that callers on this machine may register; None: no shared
+    # memory at all
+    shared_memory_prefix: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{2,62}$"
+    )
 
     gateway_address: str | None = None
     registry_address: str | None = None
