@@ -98,7 +98,7 @@ class Regions:
 
     def of(self, project: str, name: str) -> list[Region]:
         """Return a project's regions, or the one named; raise NotFound."""
-        found = [r for (p, n), r in sorted(self._regions.items()) if p == project]
+        found = [region for key, region in sorted(self._regions.items()) if key[0] == project]
         if not name:
             return found
         return [self.region(project, name)]

@@ -28,6 +28,7 @@ TOLERANCE = 1e-4  # of a probability; torch and onnxruntime sum in another order
 SMALLEST_SCALE = 1e-6  # a feature that never varies stays 0
 CHECK_ROWS = 4_096
 GOLDEN_ROWS = 64
+CALIBRATION_ROWS = 500  # below it a block of isotonic regression is a few rows
 
 
 class Classifier(nn.Module):
@@ -132,10 +133,16 @@ def _measure(
     return {
         "metrics": scores.metrics(scored, validation.labels, order["decision_threshold"]),
         "score_distribution": scores.distribution(scored) if len(scored) else None,
+        "calibration": _calibration(scored, validation.labels),
         "train_rows": len(train),
         "validation_rows": len(validation),
         "features": list(train.names),
     }
+
+
+def _calibration(scored: np.ndarray, labels: np.ndarray) -> dict[str, list[float]] | None:
+    """Return the calibration on rows that the weights were not fitted to; few rows have none."""
+    return scores.calibration(scored, labels) if len(scored) >= CALIBRATION_ROWS else None
 
 
 def _golden(model: Classifier, rows: Rows) -> dict[str, Any]:

@@ -129,6 +129,25 @@ def test_a_distribution_counts_each_score_once_on_edges_of_equal_counts() -> Non
     assert scores.distribution(np.full(5, 0.25))["counts"] == [5]
 
 
+def test_a_calibration_pools_rows_until_their_shares_rise() -> None:
+    scored = np.array([0.1, 0.2, 0.3, 0.3, 0.8])
+    labels = np.array([0.0, 1.0, 0.0, 0.0, 1.0])
+    found = scores.calibration(scored, labels)
+    # 0.2 (1 of 1) stands above 0.3 (0 of 2): the three are one block
+    assert found["scores"] == pytest.approx([0.1, 0.8 / 3, 0.8])
+    assert found["probabilities"] == pytest.approx([0.25, 0.375, 0.75])
+
+
+def test_a_calibration_gives_back_the_shares_that_made_the_labels() -> None:
+    random = np.random.default_rng(2)
+    scored = random.uniform(size=20_000)
+    found = scores.calibration(scored, (random.uniform(size=20_000) < scored**2).astype(float))
+    assert (np.diff(found["scores"]) > 0).all()
+    assert (np.diff(found["probabilities"]) >= 0).all()
+    told = np.interp([0.3, 0.5, 0.9], found["scores"], found["probabilities"])
+    np.testing.assert_allclose(told, [0.09, 0.25, 0.81], atol=0.05)
+
+
 def test_differences_are_candidate_less_baseline() -> None:
     labels = np.array([1.0, 0.0, 1.0])
     better, worse = np.array([0.9, 0.1, 0.8]), np.array([0.6, 0.6, 0.4])

@@ -24,6 +24,7 @@ from volary_inference.domain.versions import State, Version, Versions
 from volary_inference.lifecycle.desired import Desired
 from volary_inference.lifecycle.loading import Loader
 from volary_inference.lifecycle.packages import PackageSource
+from volary_inference.lifecycle.trial import Trials
 
 log = logging.getLogger(__name__)
 # another attempt may go better; everything else is the version's own fault
@@ -48,11 +49,13 @@ class Keeper:
         versions: Versions,
         packages: PackageSource,
         loader: Loader,
+        trials: Trials,
         clock: Clock,
     ) -> None:
         self._versions = versions
         self._packages = packages
         self._loader = loader
+        self._trials = trials
         self._clock = clock
         self._changed: Callable[[], None] = lambda: None
         self._desired: Desired | None = None
@@ -102,6 +105,7 @@ class Keeper:
         for key, digest in digests.items():
             version = self._versions.find(key)
             if key.of_model == model and version is not None and version.state is State.FAILED:
+                self._trials.forgive(digest)
                 self._put(Version(key, digest))
                 self._begin(key, partial(self._load, key, digest))
         await self._settled(model)
@@ -187,10 +191,13 @@ class Keeper:
             schema_hash=description.schema_hash,
         )
         async with self._loading:
-            graph = await asyncio.to_thread(self._loader.open, package)
-            self._put(replace(version, state=State.WARMING))
-            run_times = await asyncio.to_thread(self._loader.warm, graph, package)
-        serving = self._loader.serve(key, graph, run_times)
+            await self._trials.require(package)
+            with self._loader.noted(digest) as slot:
+                graph = await asyncio.to_thread(self._loader.open, package)
+                self._put(replace(version, state=State.WARMING))
+                run_times = await asyncio.to_thread(self._loader.warm, graph, package)
+                guard = await asyncio.to_thread(self._loader.guard, graph, package)
+        serving = self._loader.serve(key, graph, run_times, guard, slot, package.reading)
         ready = replace(version, state=State.READY, serving=serving, ready_us=self._clock.now_us())
         self._put(ready)
         log.info("%s is ready", key.name)
@@ -199,7 +206,8 @@ class Keeper:
         version = self._versions.find(key)
         if version is not None and version.serving is not None:
             self._put(replace(version, state=State.DRAINING))
-            await asyncio.to_thread(version.serving.batcher.close, DRAIN_S)
+            if await asyncio.to_thread(version.serving.batcher.close, DRAIN_S):
+                version.serving.release()
         return version
 
     async def _unload(self, key: VersionKey) -> None:

@@ -81,6 +81,30 @@ def distribution(scores: Floats) -> dict[str, object]:
     }
 
 
+def calibration(scores: Floats, labels: Floats) -> dict[str, list[float]]:
+    """Return the rising map from score to share of positives that fits best (isotonic regression).
+
+    Pool adjacent violators (Ayer et al., 1955): blocks of rows, in order of score, merged until
+    their shares rise. A block's point is its mean score and its share under Jeffreys' prior, so
+    that a block of few rows is not sure of itself. At least one row.
+    """
+    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    positives = np.bincount(inverse, weights=(labels > 0).astype(np.float64))
+    blocks: list[tuple[float, float, float]] = []  # rows, positives, sum of scores
+    rows = zip(counts.tolist(), positives.tolist(), (values * counts).tolist(), strict=True)
+    for block in rows:
+        blocks.append(block)
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
+            last, before = blocks.pop(), blocks.pop()
+            merged = (before[0] + last[0], before[1] + last[1], before[2] + last[2])
+            blocks.append(merged)
+    shares = [(positive + 0.5) / (count + 1) for count, positive, _ in blocks]
+    return {
+        "scores": [total / count for count, _, total in blocks],
+        "probabilities": np.maximum.accumulate(shares).tolist(),
+    }
+
+
 def correct(scores: Floats, labels: Floats, threshold: float) -> NDArray[np.bool_]:
     """Return which rows the decision got right."""
     return (scores > threshold) == (labels > 0)
