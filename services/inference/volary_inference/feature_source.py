@@ -25,6 +25,7 @@ class FeatureVector:
     schema_hash: str
     watermark_us: int | None = None
     defaulted: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class FeatureSource:
@@ -80,4 +81,5 @@ def _vector(reply: Reply) -> FeatureVector:
         schema_hash=reply.schema_hash,
         watermark_us=to_us(reply.watermark) if reply.HasField("watermark") else None,
         defaulted=tuple(names[i] for i, state in enumerate(reply.states) if state == DEFAULTED),
+        names=tuple(names),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import redis
 from inference import grpc_service_pb2_grpc
@@ -20,18 +22,26 @@ from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.engine import Engine, PythonEngine
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.predictions import VersionKey
 from volary_inference.domain.versions import Versions
 from volary_inference.feature_source import FeatureSource
 from volary_inference.handlers import control, prediction, v2
+from volary_inference.handlers.v2_extensions import ExtendedV2Handler, V2Extensions
 from volary_inference.lifecycle.attachment import Attachment, Reporter
+from volary_inference.lifecycle.crashes import Crashes, RunJournal
 from volary_inference.lifecycle.desired import Desired, DesiredFile
 from volary_inference.lifecycle.keeper import Keeper
 from volary_inference.lifecycle.loading import Loader
 from volary_inference.lifecycle.packages import RegistryPackages
+from volary_inference.lifecycle.repository import Repository
+from volary_inference.lifecycle.residence import Residence
+from volary_inference.lifecycle.trial import Limits, Trials
 from volary_inference.measures import EngineCollector
 from volary_inference.settings import InferenceSettings
+from volary_inference.shared_memory import Regions
 from volary_inference.stream import PredictionStream
 
+log = logging.getLogger(__name__)
 Kit = Resources[InferenceSettings]
 FLUSH_S = 5.0
 REDIS_TIMEOUT_S = 2.0
@@ -48,9 +58,13 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     )
     is_breakable = with_failpoints or settings.failpoints
     handler = control.ControlHandler(versions, ring, failpoints if is_breakable else None)
-    data = _data_server(kit, engine, versions)
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
-    keeper = _keeper(kit, versions)
+    journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
+    keeper = _keeper(kit, versions, journal)
+    regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
+    repository = Repository(keeper, versions, asyncio.get_running_loop())
+    extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
+    data = _data_server(kit, engine, versions, extensions)
     attachment = _attachment(kit, data, versions, keeper, file)
     keeper.on_change(attachment.wake)
     _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
@@ -65,17 +79,33 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
         )
     finally:
         await keeper.close()
+        journal.close()
+        if regions is not None:
+            regions.close()
         if stream is not None:
             await asyncio.to_thread(stream.close, FLUSH_S)
         kit.registry.unregister(collector)
 
 
-def _keeper(kit: Kit, versions: Versions) -> Keeper:
+def _keeper(kit: Kit, versions: Versions, journal: RunJournal) -> Keeper:
+    """Accuse what ran when the process before crashed, then begin a journal of this one's runs."""
     settings = kit.settings
+    crashes = Crashes(settings.data_dir / f"running-{settings.instance}")
+    for digest in journal.suspects():
+        log.warning("%s ran when the process before crashed: %d times", digest, crashes.add(digest))
+    journal.open()
+    limits = Limits(settings.trial_memory_bytes, settings.trial_timeout_s)
+    trials = Trials(crashes, limits, settings.max_batch_rows)
     packages = RegistryPackages(
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
-    return Keeper(versions, packages, Loader(_batch_policy(settings), kit.clock), kit.clock)
+    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
+    loader = Loader(_batch_policy(settings), kit.clock, journal, residence)
+    return Keeper(versions, packages, loader, trials, kit.clock)
+
+
+def _is_in_production(versions: Versions, key: VersionKey) -> bool:
+    return versions.production_of(key.of_model) == key.version
 
 
 def _attachment(
@@ -105,11 +135,13 @@ def _remember(keeper: Keeper, file: DesiredFile, *, is_alone: bool) -> None:
         keeper.want(remembered)
 
 
-def _data_server(kit: Kit, engine: Engine, versions: Versions) -> SyncServer:
+def _data_server(
+    kit: Kit, engine: Engine, versions: Versions, extensions: V2Extensions
+) -> SyncServer:
     settings = kit.settings
-    infer = v2.V2Handler(
+    infer = ExtendedV2Handler(
         engine, versions, lambda: kit.health.is_ready, settings.stream_message_timeout_s
-    )
+    ).extend(extensions)
     predict = prediction.PredictionHandler(
         engine, versions, FeatureSource(kit.channels.to_sync("features"))
     )

@@ -23,6 +23,19 @@ class InferenceSettings(ServiceSettings, service="inference"):
     event_capacity: int = Field(default=65_536, ge=0)
     max_artifact_bytes: int = Field(default=1 << 30, gt=0)
     stream_message_timeout_s: float = Field(default=30.0, gt=0)
+    # begins the keys of the segments that callers on this machine may register; None: no shared
+    # memory at all
+    shared_memory_prefix: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{2,62}$"
+    )
+
+    # of the child process in which an artifact is loaded for the first time
+    trial_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
+    trial_timeout_s: float = Field(default=120.0, gt=0)
+
+    # what graphs may hold in memory; beyond it the least recently used are forgotten until they are
+    # asked for. 0: no bound
+    memory_budget_bytes: int = Field(default=0, ge=0)
 
     gateway_address: str | None = None
     registry_address: str | None = None

@@ -137,6 +137,7 @@ def rule_of(policy: Monitor, kind: Kind) -> AlertRule:
     found = policy.spec.alerts
     rules: dict[Kind, AlertRule] = {
         "drift": found.drift,
+        "score_drift": found.score_drift,
         "quality": found.quality,
         "label_delay": found.label_delay,
         "volume": found.volume,

@@ -17,21 +17,28 @@ from volary_kit.errors import NotFound, VolaryError
 
 from volary_monitor.alerts import Alerting, Judgement
 from volary_monitor.domain import bins, discovery, distances, quality, windows
+from volary_monitor.domain.bins import Reference
 from volary_monitor.domain.discovery import Finding
-from volary_monitor.domain.policy import Monitor
+from volary_monitor.domain.policy import DriftRule, Monitor
 from volary_monitor.domain.windows import Span
+from volary_monitor.judgements import (
+    DRIFT,
+    QUALITY,
+    drift_judgement,
+    label_delay_judgement,
+    quality_judgement,
+    score_judgement,
+    volume_judgement,
+)
 from volary_monitor.peers import Peers, TrainingReference
 from volary_monitor.prediction_log import PredictionLog
 from volary_monitor.store import policies, predictions, truths
 from volary_monitor.store import windows as judged
 
 log = logging.getLogger(__name__)
-DRIFT, QUALITY, LABEL_DELAY, VOLUME = "drift", "quality", "label_delay", "volume"
 LOOK_AFTER_S = 1.0
 RETRY_S = 0.5
-SHOWN = 5
-NO_ROWS = np.empty((0, 0))
-COLUMNS = ("version", "tier", "shadow", "code", "schema_hash", "features")
+COLUMNS = ("version", "tier", "shadow", "code", "schema_hash", "features", "outputs")
 
 
 @dataclass(frozen=True)
@@ -103,55 +110,84 @@ class Judge:
         return len(by_features) + len(by_truth)
 
     async def _closed(self, watched: Watched, kind: str) -> list[Span]:
-        """Return closed windows that were not judged; those of quality once truth is in."""
+        """Return closed windows that were not judged; those of quality once truth is in.
+
+        Drift also has the windows without any prediction, up to where truth has been told: a
+        model that fell silent closes them by the source of its truth, one window later.
+        """
         project, spec = watched.project, watched.policy.spec
         length_us = spec.window.length
         async with self._database.read() as transaction:
             after_us = await judged.last_end(transaction, project, spec.model, kind)
+            told_us = await truths.told_us(transaction, project, spec.truth.source, spec.model)
+            by_truth_us = None if told_us is None else told_us - spec.truth.give_up_after
             if kind == DRIFT:
-                seen_us = await predictions.newest_us(transaction, project, spec.model)
-                wait_us = spec.window.lateness
+                newest_us = await predictions.newest_us(transaction, project, spec.model)
+                if newest_us is None:
+                    return []
+                reach_us = newest_us - spec.window.lateness
+                if by_truth_us is not None:
+                    reach_us = max(reach_us, by_truth_us - length_us)
             else:
-                source = spec.truth.source
-                seen_us = await truths.told_us(transaction, project, source, spec.model)
-                wait_us = spec.truth.give_up_after
-            if seen_us is None or (after_us is not None and after_us + length_us > seen_us):
+                reach_us = by_truth_us
+            if reach_us is None or (after_us is not None and after_us + length_us > reach_us):
                 return []
             starts = await predictions.window_starts(
                 transaction, project, spec.model, length_us, after_us
             )
-        return windows.closed(starts, seen_us, length_us, wait_us)
+        spans = windows.closed(starts, reach_us, length_us)
+        if kind == DRIFT:
+            until_us = reach_us if told_us is None else min(reach_us, told_us)
+            spans += windows.empty(starts, after_us, until_us, length_us)
+        return sorted(span for span in spans if after_us is None or span.start_us >= after_us)
 
     async def _judge_drift(self, watched: Watched, span: Span) -> None:
         counted = _counted(await self._log.read(watched.project, watched.model, span, COLUMNS))
-        reference, rows = await self._comparable(watched, counted)
-        rule = watched.policy.spec
-        findings: list[Finding] = []
-        if reference is not None and len(rows) >= rule.window.min_predictions:
-            findings = await asyncio.to_thread(_findings, rows, reference, rule.drift)
+        version = 0 if counted.is_empty() else int(counted["version"].mode().sort()[-1])
+        reference, found = await self._features(watched, counted, version)
+        score = await self._score(watched, counted, version)
+        name = f"projects/{watched.project}/models/{watched.model}/versions/{version}"
+        rows = [(each, reference) for each in found]
+        rows += [] if score is None else [(score, name)]
         async with self._database.transaction() as transaction:
             if not await self._is_mine(transaction, watched, DRIFT, span):
                 return
-            name = reference.training_set if reference is not None else ""
-            await judged.add_drift(
-                transaction, watched.project, watched.model, span, findings, name
-            )
-            await self._settle(transaction, watched, drift_judgement(findings, watched, span))
-            volume = volume_judgement(len(counted), watched, span)
-            await self._settle(transaction, watched, volume)
+            await judged.add_drift(transaction, watched.project, watched.model, span, rows)
+            spec = watched.policy.spec
+            for judgement in (
+                drift_judgement(found, spec, span),
+                score_judgement(score, version, spec, span),
+                volume_judgement(len(counted), spec, span),
+            ):
+                await self._settle(transaction, watched, judgement)
 
-    async def _comparable(
-        self, watched: Watched, counted: pl.DataFrame
-    ) -> tuple[TrainingReference | None, np.ndarray]:
-        """Return the reference of the version that served most, and the vectors of its schema."""
-        if counted.is_empty():
-            return None, NO_ROWS
-        version = int(counted["version"].mode().sort()[-1])
-        reference = await self._reference(watched, version)
+    async def _features(
+        self, watched: Watched, counted: pl.DataFrame, version: int
+    ) -> tuple[str, list[Finding]]:
+        """Hold the vectors of a window against the training of the version that served most."""
+        rule = watched.policy.spec
+        reference = await self._reference(watched, version) if version else None
         if reference is None:
-            return None, NO_ROWS
+            return "", []
         same = counted.filter(pl.col("schema_hash") == reference.schema_hash)
-        return reference, _matrix(same["features"], len(reference.features))
+        rows = _matrix(same["features"], len(reference.features))
+        if len(rows) < rule.window.min_predictions:
+            return reference.training_set, []
+        found = await asyncio.to_thread(_findings, rows, reference.features, rule.drift)
+        return reference.training_set, found
+
+    async def _score(self, watched: Watched, counted: pl.DataFrame, version: int) -> Finding | None:
+        """Hold the scores of that version against those of its registration."""
+        if not version:
+            return None
+        facts = await self._peers.version(watched.project, watched.model, version)
+        scores = counted.filter(pl.col("version") == version)["outputs"].list.first().drop_nulls()
+        if facts.score is None or len(scores) < watched.policy.spec.window.min_predictions:
+            return None
+        rows = scores.to_numpy().reshape(-1, 1)
+        rule = watched.policy.spec.drift
+        (found,) = await asyncio.to_thread(_findings, rows, (facts.score,), rule)
+        return found
 
     async def _reference(self, watched: Watched, version: int) -> TrainingReference | None:
         """Return the training distributions of a version, None where it names no training."""
@@ -178,9 +214,9 @@ class Judge:
         async with self._database.transaction() as transaction:
             if not await self._is_mine(transaction, watched, QUALITY, span):
                 return
-            judgement = quality_judgement(measured, passed, watched, span)
+            judgement = quality_judgement(measured, passed, watched.policy.spec, span)
             await self._settle(transaction, watched, judgement)
-            delay = label_delay_judgement(measured, watched, span)
+            delay = label_delay_judgement(measured, watched.policy.spec, span)
             await self._settle(transaction, watched, delay)
 
     async def measure(
@@ -217,86 +253,10 @@ class Judge:
             await self._alerting.settle(transaction, project, watched.policy, judgement, history)
 
 
-def drift_judgement(findings: list[Finding], watched: Watched, span: Span) -> Judgement:
-    """Return what the findings of a window mean; without findings it is not judged."""
-    rule = watched.policy.spec.drift
-    drifted = [found for found in findings if found.has_drifted]
-    names = ", ".join(found.distance.feature for found in drifted[:SHOWN])
-    return Judgement(
-        kind=DRIFT,
-        span=span,
-        is_bad=None if not findings else len(drifted) >= rule.min_features,
-        targets=[found.distance.feature for found in drifted],
-        value=float(len(drifted)),
-        threshold=float(rule.min_features),
-        summary=f"{len(drifted)} of {len(findings)} features drifted from training: {names}",
-    )
-
-
-def quality_judgement(
-    measured: dict[int, quality.Quality],
-    passed: list[tuple[int, quality.Breach]],
-    watched: Watched,
-    span: Span,
-) -> Judgement:
-    """Return what the measured versions mean; without enough truth the window is not judged."""
-    rule = watched.policy.spec.quality
-    is_mature = any(
-        found.coverage >= rule.min_coverage and found.labelled >= rule.min_labelled
-        for found in measured.values()
-    )
-    words = [
-        f"{breach.metric} of version {version} is {breach.value:.4f}, its bound {breach.bound:.4f}"
-        for version, breach in passed
-    ]
-    return Judgement(
-        kind=QUALITY,
-        span=span,
-        is_bad=bool(passed) if is_mature else None,
-        targets=[f"versions/{version}" for version in sorted({each for each, _ in passed})],
-        value=passed[0][1].value if passed else 0.0,
-        threshold=passed[0][1].bound if passed else 0.0,
-        summary="; ".join(words),
-    )
-
-
-def label_delay_judgement(
-    measured: dict[int, quality.Quality], watched: Watched, span: Span
-) -> Judgement:
-    """Return whether too little truth came before it was given up."""
-    bound = watched.policy.spec.quality.min_coverage
-    total = sum(found.predictions for found in measured.values())
-    labelled = sum(found.labelled for found in measured.values())
-    coverage = labelled / total if total else 0.0
-    return Judgement(
-        kind=LABEL_DELAY,
-        span=span,
-        is_bad=None if not total else coverage < bound,
-        targets=[],
-        value=coverage,
-        threshold=bound,
-        summary=f"the truth of {labelled} of {total} predictions is known",
-    )
-
-
-def volume_judgement(count: int, watched: Watched, span: Span) -> Judgement:
-    """Return whether a window had too few predictions to judge."""
-    bound = watched.policy.spec.window.min_predictions
-    return Judgement(
-        kind=VOLUME,
-        span=span,
-        is_bad=count < bound,
-        targets=[],
-        value=float(count),
-        threshold=float(bound),
-        summary=f"{count} predictions, {bound} are needed to judge a window",
-    )
-
-
-def _findings(rows: np.ndarray, reference: TrainingReference, rule: Any) -> list[Finding]:
+def _findings(rows: np.ndarray, references: Sequence[Reference], rule: DriftRule) -> list[Finding]:
     found = [
-        distances.distance(bins.binned(rows[:, i], feature), feature)
-        for i, feature in enumerate(reference.features)
+        distances.distance(bins.binned(rows[:, i], reference), reference)
+        for i, reference in enumerate(references)
     ]
     return discovery.find(found, rule)
 

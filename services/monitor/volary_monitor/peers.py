@@ -8,6 +8,7 @@ import numpy as np
 from volary.features.v1.feature_pb2 import Feature, ReferenceDistribution, TrainingSet
 from volary.features.v1.features_service_pb2 import GetFeatureSetRequest, GetTrainingSetRequest
 from volary.features.v1.features_service_pb2_grpc import FeaturesServiceStub
+from volary.registry.v1.model_pb2 import ModelVersion, ScoreDistribution
 from volary.registry.v1.registry_service_pb2 import GetModelVersionRequest
 from volary.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from volary_kit.calls import act_for
@@ -17,15 +18,20 @@ from volary_kit.errors import NotFound
 from volary_monitor.domain.bins import Reference
 
 DEFAULT_THRESHOLD = 0.5  # of a version that declares none
+SCORE = "score"
 
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What the registry knows of a version; `training_set` is empty when it names none."""
+    """What the registry knows of a version; `training_set` is empty when it names none.
+
+    `score` is what its score was like when it was registered, None where nobody measured.
+    """
 
     threshold: float
     metrics: dict[str, float]
     training_set: str
+    score: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,7 @@ class Peers:
                     found = await self._registry.GetModelVersion(GetModelVersionRequest(name=name))
             except NotFound:
                 return VersionFacts(DEFAULT_THRESHOLD, {}, "")  # it may be registered later
-            threshold = found.threshold or DEFAULT_THRESHOLD
-            facts = VersionFacts(threshold, dict(found.metrics), found.lineage.training_set)
-            self._versions[key] = facts
+            self._versions[key] = facts_of(found)
         return self._versions[key]
 
     async def reference(self, project: str, training_set: str) -> TrainingReference:
@@ -83,17 +87,28 @@ class Peers:
         return list((await self._features.GetFeatureSet(request)).features)
 
 
+def facts_of(found: ModelVersion) -> VersionFacts:
+    """Return what the monitor needs of a version."""
+    score = found.score_distribution
+    return VersionFacts(
+        found.threshold or DEFAULT_THRESHOLD,
+        dict(found.metrics),
+        found.lineage.training_set,
+        _reference(SCORE, score) if score.counts else None,
+    )
+
+
 def reference_of(found: TrainingSet, vector: list[Feature]) -> TrainingReference:
     """Return the distributions of a training set by the order of a vector."""
     by_name = {each.feature: each for each in found.distributions}
     is_complete = all(each.name in by_name for each in vector)
-    features = [_reference(by_name[each.name]) for each in vector] if is_complete else []
+    features = [_reference(each.name, by_name[each.name]) for each in vector] if is_complete else []
     return TrainingReference(found.name, found.schema_hash, tuple(features))
 
 
-def _reference(found: ReferenceDistribution) -> Reference:
+def _reference(feature: str, found: ReferenceDistribution | ScoreDistribution) -> Reference:
     return Reference(
-        feature=found.feature,
+        feature=feature,
         edges=np.array(found.edges, dtype=np.float64),
         counts=np.array(found.counts, dtype=np.int64),
         mean=found.mean,

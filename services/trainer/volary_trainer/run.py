@@ -1,8 +1,8 @@
 """The run itself, in a process of its own: `python -m volary_trainer.run FOLDER`.
 
-Reads `order.json` and `rows.arrow` of the folder; writes `model.onnx`, `weights.safetensors` and
-`result.json`, and one JSON object a line on standard output while it works. The only module that
-imports torch.
+Reads `order.json` and `rows.arrow` of the folder; writes `model.onnx`, `weights.safetensors`,
+`golden.json` and `result.json`, and one JSON object a line on standard output while it works. The
+only module that imports torch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ OPSET = 18
 TOLERANCE = 1e-4  # of a probability; torch and onnxruntime sum in another order
 SMALLEST_SCALE = 1e-6  # a feature that never varies stays 0
 CHECK_ROWS = 4_096
+GOLDEN_ROWS = 64
+CALIBRATION_ROWS = 500  # below it a block of isotonic regression is a few rows
 
 
 class Classifier(nn.Module):
@@ -64,6 +66,8 @@ def main(folder: Path) -> None:
     result = _measure(model, order, train, validation)
     result["weights_hash"] = _write_weights(model, folder / "weights.safetensors")
     _export(model, rows, folder / "model.onnx", order)
+    golden = _golden(model, validation if len(validation) else train)
+    (folder / "golden.json").write_text(json.dumps(golden))
     (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -125,14 +129,30 @@ def _score(model: Classifier, features: np.ndarray) -> np.ndarray:
 def _measure(
     model: Classifier, order: dict[str, Any], train: Rows, validation: Rows
 ) -> dict[str, Any]:
-    measured = scores.metrics(
-        _score(model, validation.features), validation.labels, order["decision_threshold"]
-    )
+    scored = _score(model, validation.features)
     return {
-        "metrics": measured,
+        "metrics": scores.metrics(scored, validation.labels, order["decision_threshold"]),
+        "score_distribution": scores.distribution(scored) if len(scored) else None,
+        "calibration": _calibration(scored, validation.labels),
         "train_rows": len(train),
         "validation_rows": len(validation),
         "features": list(train.names),
+    }
+
+
+def _calibration(scored: np.ndarray, labels: np.ndarray) -> dict[str, list[float]] | None:
+    """Return the calibration on rows that the weights were not fitted to; few rows have none."""
+    return scores.calibration(scored, labels) if len(scored) >= CALIBRATION_ROWS else None
+
+
+def _golden(model: Classifier, rows: Rows) -> dict[str, Any]:
+    """Return rows spread over a window with what torch says of them, for whoever serves them."""
+    places = np.unique(np.linspace(0, len(rows) - 1, GOLDEN_ROWS).astype(np.int64))
+    features = rows.features[places]
+    return {
+        "inputs": {"features": features.tolist()},
+        "outputs": {"probability": _score(model, features)[:, None].tolist()},
+        "tolerance": TOLERANCE,
     }
 
 

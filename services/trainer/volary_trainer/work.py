@@ -12,10 +12,12 @@ from typing import Any
 
 from volary.features.v1.feature_pb2 import TrainingSet
 from volary.registry.v1.model_pb2 import (
+    ARTIFACT_KIND_DOCUMENT,
     ARTIFACT_KIND_ONNX,
     ARTIFACT_KIND_SAFETENSORS,
     Lineage,
     ModelVersion,
+    ScoreDistribution,
     TensorSpec,
 )
 from volary.trainer.v1.run_pb2 import (
@@ -33,8 +35,10 @@ from volary.trainer.v1.trainer_service_pb2 import (
 )
 from volary_kit.clock import Clock
 from volary_kit.database import Database
+from volary_kit.documents import check_data
 from volary_kit.errors import Cancelled, FailedPrecondition, VolaryError
 from volary_kit.operations import OperationContext
+from volary_kit.serving import Serving
 from volary_kit.timestamps import from_us, to_us
 
 from volary_trainer import process, store
@@ -67,16 +71,23 @@ class Trainer:
             )
         if run.state == RUN_STATE_CANCELLED:
             raise Cancelled("RUN_CANCELLED", "the run was cancelled")
-        training = document.read(json.loads(row.document))
+        data = json.loads(row.document)
+        training = document.read(data)
+        declared = data["spec"].get("serving", {})
         try:
-            return await self._run(context, run, training, row.document_hash)
+            return await self._run(context, run, training, row.document_hash, declared)
         except VolaryError as error:
             run.state, run.error_reason, run.error = RUN_STATE_FAILED, error.reason, error.message
             await self._save(context, run)
             raise
 
     async def _run(
-        self, context: OperationContext, run: Run, training: Training, document_hash: str
+        self,
+        context: OperationContext,
+        run: Run,
+        training: Training,
+        document_hash: str,
+        declared: Mapping[str, Any],
     ) -> Run:
         spec = training.spec
         training_set = await self.sets.get(run.training_set)
@@ -91,7 +102,11 @@ class Trainer:
         with self._scratch() as folder:
             result = await self._train(context, run.training_set, order, folder)
             await self._show(context, "registering", 0.95)
-            version = await self._register(context, run, training, training_set, folder, result)
+            serving = _serving(declared, result)
+            attachments = await self._attach(folder, serving, result["calibration"])
+            version = await self._register(
+                context, run, training, training_set, folder, result, attachments
+            )
         run.model_version, run.digest = version.name, version.digest
         run.weights_hash = result["weights_hash"]
         run.metrics.update(result["metrics"])
@@ -165,9 +180,9 @@ class Trainer:
         training_set: TrainingSet,
         folder: Path,
         result: Mapping[str, Any],
+        attachments: Mapping[str, str],
     ) -> ModelVersion:
         graph = (folder / "model.onnx").read_bytes()
-        weights = (folder / "weights.safetensors").read_bytes()
         start, end = window_us(training_set)
         version = ModelVersion(
             digest=await self.versions.upload(graph, ARTIFACT_KIND_ONNX),
@@ -180,7 +195,8 @@ class Trainer:
             schema_hash=training_set.schema_hash,
             metrics=result["metrics"],
             threshold=training.spec.evaluation.decision_threshold,
-            attachments={"weights": await self.versions.upload(weights, ARTIFACT_KIND_SAFETENSORS)},
+            score_distribution=_distribution(result),
+            attachments=attachments,
             lineage=Lineage(
                 run=run.name,
                 training_set=run.training_set,
@@ -196,6 +212,22 @@ class Trainer:
         )
         model = f"projects/{context.project}/models/{training.spec.model}"
         return await self.versions.create(model, version, context.request_id("register"))
+
+    async def _attach(
+        self, folder: Path, serving: Mapping[str, Any], calibration: Mapping[str, Any] | None
+    ) -> dict[str, str]:
+        """Store what belongs to a version beside its graph; return the digests by role."""
+        weights = (folder / "weights.safetensors").read_bytes()
+        documents = {
+            "golden_rows": (folder / "golden.json").read_bytes(),
+            "serving": json.dumps(serving, sort_keys=True).encode(),
+        }
+        if calibration is not None:
+            documents["calibration"] = json.dumps(calibration).encode()
+        digests = {"weights": await self.versions.upload(weights, ARTIFACT_KIND_SAFETENSORS)}
+        for role, data in documents.items():
+            digests[role] = await self.versions.upload(data, ARTIFACT_KIND_DOCUMENT)
+        return digests
 
     async def _save(self, context: OperationContext, run: Run) -> None:
         if run.state in (RUN_STATE_SUCCEEDED, RUN_STATE_FAILED):
@@ -221,6 +253,18 @@ def window_us(training_set: TrainingSet) -> tuple[int, int]:
     if end <= start or training_set.rows == 0:
         raise FailedPrecondition("WINDOW_EMPTY", "the training set has no rows to train on")
     return start, end
+
+
+def _distribution(result: Mapping[str, Any]) -> ScoreDistribution | None:
+    found = result["score_distribution"]
+    return None if found is None else ScoreDistribution(**found)
+
+
+def _serving(declared: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the declaration with the names of the input's columns; raise InvalidArgument."""
+    found = {**declared, "features": result["features"]}
+    check_data(Serving, found, "spec.serving").require_features()
+    return found
 
 
 def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:

@@ -122,6 +122,7 @@ class FakeRegistry(
         *,
         model: str = "m",
         golden: bytes = b"",
+        serving: bytes = b"",
         feature_set: str = "",
         schema_hash: str = "",
         production: bool = False,
@@ -131,8 +132,9 @@ class FakeRegistry(
         row = model_pb2.ModelVersion(
             digest=digest, feature_set=feature_set, schema_hash=schema_hash
         )
-        if golden:
-            row.attachments["golden_rows"] = self.put(golden)
+        for role, document in (("golden_rows", golden), ("serving", serving)):
+            if document:
+                row.attachments[role] = self.put(document)
         self.versions[f"projects/{PROJECT}/models/{model}/versions/{version}"] = row
         return replica_pb2.DesiredVersion(
             project=PROJECT, model=model, version=version, digest=digest, production=production

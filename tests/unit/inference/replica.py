@@ -48,8 +48,9 @@ class Replica:
             self._environment["VOLARY_INFERENCE_REDIS_URL"] = redis_url
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, **environment: str) -> None:
         self._arguments = arguments
+        self._environment |= environment
         self.port, self.control_port = free_port(), free_port()
         ports = {
             "VOLARY_INFERENCE_PORT": str(self.port),

@@ -24,7 +24,7 @@ from volary_monitor.domain.distances import (
 from volary_monitor.domain.policy import DriftRule, QualityRule
 from volary_monitor.domain.quality import area_under_roc, breaches, measure
 from volary_monitor.domain.truth import Truth, truth_of
-from volary_monitor.domain.windows import Span, closed, window_of
+from volary_monitor.domain.windows import MAX_EMPTY, Span, closed, empty, window_of
 
 DAY_US = 86_400_000_000
 
@@ -222,11 +222,20 @@ def test_windows_tile_event_time_and_close_after_lateness():
     assert window_of(0, 10) == Span(0, 10)
     assert window_of(9, 10) == Span(0, 10)
     assert window_of(-1, 10) == Span(-10, 0)
-    assert closed([20, 0, 10], seen_us=22, length_us=10, lateness_us=3) == [Span(0, 10)]
-    assert closed([20, 0, 10], seen_us=23, length_us=10, lateness_us=3) == [
+    assert closed([20, 0, 10], reach_us=19, length_us=10) == [Span(0, 10)]
+    assert closed([20, 0, 10], reach_us=20, length_us=10) == [
         Span(0, 10),
         Span(10, 20),
     ]
+
+
+def test_empty_windows_lie_between_what_was_seen_and_how_far_time_has_come():
+    assert empty([10, 40], None, 65, 10) == [Span(20, 30), Span(30, 40), Span(50, 60)]
+    assert empty([], 35, 65, 10) == [Span(40, 50), Span(50, 60)]
+    assert empty([], None, 65, 10) == []
+    far = empty([0], None, 10**9, 10)
+    assert len(far) == MAX_EMPTY
+    assert far[-1] == Span(10**9 - 10, 10**9)
 
 
 def test_streak_is_of_the_newest_windows():

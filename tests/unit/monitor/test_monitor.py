@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from monitor_rig import DAY_US, POLICY, START_US, Rig, landing, prediction
+from monitor_rig import DAY_US, POLICY, SET, START_US, Rig, landing, prediction
 from redis.asyncio import Redis
 from sqlalchemy import text
 from volary.events.v1 import event_pb2
@@ -18,7 +19,9 @@ from volary_kit.outbox import Relay
 from volary_kit.streams import ALERTS, FIELD, Publisher
 from volary_kit.testing import called
 from volary_kit.timestamps import from_us
+from volary_monitor.domain.bins import Reference
 from volary_monitor.domain.windows import Span
+from volary_monitor.peers import VersionFacts
 
 MODEL = "projects/default/models/m"
 FOREVER = Span(0, 1 << 60)
@@ -322,6 +325,72 @@ async def test_window_with_few_predictions_is_not_judged_and_told_as_volume(rig:
     await judge_days(rig, 0.0, first=2)
     kinds = {row.kind for row in await alerts_of(rig)}
     assert kinds == {"volume"}
+
+
+async def windows_of(rig: Rig, kind: str) -> list[tuple[int, bool | None]]:
+    query = text("SELECT start_us, is_bad FROM windows WHERE kind = :kind ORDER BY start_us")
+    async with rig.database.read() as transaction:
+        rows = await transaction.execute(query, {"kind": kind})
+        return [((row.start_us - START_US) // DAY_US, row.is_bad) for row in rows]
+
+
+async def test_days_without_a_prediction_are_told_as_volume(rig: Rig):
+    await rig.apply()
+    await rig.day(0)
+    await rig.day(4)
+    await rig.judge.step()
+    assert await windows_of(rig, "volume") == [(0, False), (1, True), (2, True), (3, True)]
+    assert await windows_of(rig, "drift") == [(0, False), (1, None), (2, None), (3, None)]
+    (raised,) = await alerts_of(rig)
+    assert (raised.kind, raised.value, raised.threshold) == ("volume", 0.0, 50.0)
+    assert await rig.judge.step() == 0
+
+
+async def test_a_model_that_fell_silent_closes_its_windows_by_its_truth(rig: Rig):
+    await rig.apply()
+    await rig.day(0)
+    await rig.tell(2)
+    await rig.judge.step()
+    assert await windows_of(rig, "volume") == []  # a late prediction may still come
+    await rig.tell(5)
+    await rig.judge.step()
+    assert await windows_of(rig, "volume") == [(0, False), (1, True), (2, True)]
+    assert {row.kind for row in await alerts_of(rig)} >= {"volume"}
+
+
+async def test_one_prediction_of_the_far_future_empties_nothing_that_truth_has_not_reached(
+    rig: Rig,
+):
+    await rig.apply()
+    await rig.day(0)
+    await rig.tell(1)
+    await rig.predictions([prediction("far", START_US + 9_000 * DAY_US)])
+    await rig.judge.step()
+    assert await windows_of(rig, "volume") == [(0, False)]
+
+
+async def test_score_is_held_against_what_it_was_at_registration(rig: Rig):
+    edges = np.linspace(0.1, 0.9, 9)
+    scores = np.random.default_rng(5).uniform(size=10_000)
+    counts = np.bincount(np.searchsorted(edges, scores), minlength=10)
+    told = Reference(
+        "score", edges, counts, scores.mean(), scores.std(), scores.min(), scores.max()
+    )
+    rig.peers.facts = {1: VersionFacts(0.5, {}, SET, told), 2: VersionFacts(0.5, {}, "", told)}
+    await rig.apply()
+    await rig.day(0)  # every score is 0.2
+    await rig.day(1, version=2)
+    await rig.day(2)
+    await rig.judge.step()
+    reply = await rig.ask("ListDrift", pb.ListDriftRequest(model=MODEL, drifted_only=True))
+    found = [(row.feature, row.reference.partition("/models/")[2]) for row in reply.drift]
+    # version 2 names no training set: its score alone is judged
+    assert found == [("score", "m/versions/2"), ("score", "m/versions/1")]
+    assert reply.drift[0].values == 200
+    assert reply.drift[0].psi > 0.5
+    (raised,) = await alerts_of(rig)
+    assert (raised.kind, raised.triggers_retrain) == ("score_drift", False)
+    assert raised.severity == monitor_pb2.ALERT_SEVERITY_INFORMATIONAL
 
 
 async def test_quality_is_judged_when_truth_is_given_up_and_against_registration(rig: Rig):

@@ -84,7 +84,16 @@ async def test_the_same_order_gives_the_same_weights_and_another_seed_others(
     assert a["metrics"]["auc"] > 0.95
     assert a["validation_rows"] == ROWS * 0.2
 
+    assert sum(a["score_distribution"]["counts"]) == a["validation_rows"]
     session = onnxruntime.InferenceSession(str(tmp_path / "a" / "model.onnx"))
+    golden = json.loads((tmp_path / "a" / "golden.json").read_text())
+    rows = np.array(golden["inputs"]["features"], np.float32)
+    (said,) = session.run(["probability"], {"features": rows})
+    assert len(rows) == 64
+    np.testing.assert_allclose(
+        np.asarray(said), golden["outputs"]["probability"], rtol=0, atol=golden["tolerance"]
+    )
+
     (tensor,) = session.get_inputs()
     assert (tensor.name, tensor.shape[1]) == ("features", 2)
     sample = np.array([[3, 0], [-3, 0], [0, 1e9]], dtype=np.float32)
@@ -110,6 +119,33 @@ def test_auc_counts_ties_half() -> None:
     assert scores.auc(np.array([0.1, 0.4, 0.4, 0.8]), labels) == pytest.approx(3.5 / 4)
     assert scores.auc(np.zeros(4), labels) == 0.5
     assert scores.auc(np.array([0.1, 0.2]), np.ones(2)) == 0.5
+
+
+def test_a_distribution_counts_each_score_once_on_edges_of_equal_counts() -> None:
+    scored = np.random.default_rng(1).uniform(size=2_000)
+    found = scores.distribution(scored)
+    assert found["counts"] == [100] * 20
+    assert (found["minimum"], found["maximum"]) == (scored.min(), scored.max())
+    assert scores.distribution(np.full(5, 0.25))["counts"] == [5]
+
+
+def test_a_calibration_pools_rows_until_their_shares_rise() -> None:
+    scored = np.array([0.1, 0.2, 0.3, 0.3, 0.8])
+    labels = np.array([0.0, 1.0, 0.0, 0.0, 1.0])
+    found = scores.calibration(scored, labels)
+    # 0.2 (1 of 1) stands above 0.3 (0 of 2): the three are one block
+    assert found["scores"] == pytest.approx([0.1, 0.8 / 3, 0.8])
+    assert found["probabilities"] == pytest.approx([0.25, 0.375, 0.75])
+
+
+def test_a_calibration_gives_back_the_shares_that_made_the_labels() -> None:
+    random = np.random.default_rng(2)
+    scored = random.uniform(size=20_000)
+    found = scores.calibration(scored, (random.uniform(size=20_000) < scored**2).astype(float))
+    assert (np.diff(found["scores"]) > 0).all()
+    assert (np.diff(found["probabilities"]) >= 0).all()
+    told = np.interp([0.3, 0.5, 0.9], found["scores"], found["probabilities"])
+    np.testing.assert_allclose(told, [0.09, 0.25, 0.81], atol=0.05)
 
 
 def test_differences_are_candidate_less_baseline() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from volary_kit.errors import InvalidArgument
+from volary_kit.graphs import check_graph, refused
 
-from volary_inference.backends.onnx_check import check_onnx, refused
 from volary_inference.domain.batching import RunFailed
 from volary_inference.domain.signatures import VARIES, Signature, TensorSpec
 
@@ -43,7 +43,7 @@ class OnnxGraph:
     """
 
     def __init__(self, data: bytes) -> None:
-        check_onnx(data)
+        check_graph(data)
         try:
             self._session = onnxruntime.InferenceSession(
                 data, session_options(), providers=["CPUExecutionProvider"]

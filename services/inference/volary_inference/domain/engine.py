@@ -13,6 +13,7 @@ from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, DeadlineExceeded, Internal, OutOfRange, VolaryError
 
 from volary_inference.domain.batching import RunFailed, Ticket
+from volary_inference.domain.decisions import Calibration, Decision
 from volary_inference.domain.events import EventRing, PredictionRecord
 from volary_inference.domain.failpoints import Failpoints
 from volary_inference.domain.predictions import (
@@ -74,14 +75,21 @@ class PythonEngine:
         rows = inputs[0].shape[0] if inputs and serving.signature.is_batched else 1
         ticket = Ticket(feeds, rows, deadline_s)
         try:
+            serving.guard.enter()
             self._inject(request, deadline_s)
             outputs = self._run(serving, ticket, request)
             reply = self._reply(version, serving, request, ticket, _named(serving, names, outputs))
         except VolaryError as error:
             elapsed_s = self._clock.monotonic_s() - began_s
             serving.statistics.failed(elapsed_s)
-            self._record(version, request, ticket, elapsed_s, code=self._code_of(error))
-            raise
+            instead = serving.guard.instead(request, error)
+            if instead is None:
+                self._record(version, request, ticket, elapsed_s, code=self._code_of(error))
+                raise
+            reply = self._from_tier(version, serving, request, *instead)
+            self._record(version, request, ticket, elapsed_s, reply=reply)
+            return reply
+        serving.guard.answered(request, reply.outputs)
         elapsed_s = self._clock.monotonic_s() - began_s
         serving.statistics.answered(elapsed_s, ticket.queue_s, self._clock.now_us())
         self._record(version, request, ticket, elapsed_s, reply=reply)
@@ -117,6 +125,8 @@ class PythonEngine:
         outputs: tuple[Tensor, ...],
     ) -> InferReply:
         _require_numbers(request.inputs, outputs)
+        guard = serving.guard
+        calibration = guard.calibration
         provenance = Provenance(
             key=version.key,
             digest=version.digest,
@@ -126,7 +136,32 @@ class PythonEngine:
             queue_us=int(ticket.queue_s * MICROS),
             batch_size=ticket.batch_rows,
             backend=serving.backend,
-            confidence=confidence_of(outputs),
+            confidence=confidence_of(outputs, calibration),
+            is_calibrated=calibration is not None,
+            decision=decision_of(serving, outputs),
+        )
+        return InferReply(outputs, provenance)
+
+    def _from_tier(
+        self,
+        version: Version,
+        serving: Serving,
+        request: InferRequest,
+        tier: str,
+        outputs: tuple[Tensor, ...],
+    ) -> InferReply:
+        """Return a reply that the model did not give: it has no confidence, and was in no batch."""
+        provenance = Provenance(
+            key=version.key,
+            digest=version.digest,
+            tier=tier,
+            route=request.origin.route,
+            prediction_id=prediction_id(request.origin, version.key.version),
+            queue_us=0,
+            batch_size=0,
+            backend="",
+            confidence=None,
+            decision=decision_of(serving, outputs),
         )
         return InferReply(outputs, provenance)
 
@@ -148,7 +183,7 @@ class PythonEngine:
                 id=prediction_id(request.origin, version.key.version),
                 key=version.key,
                 digest=version.digest,
-                tier=TIER_MODEL if reply is not None else TIER_NONE,
+                tier=TIER_NONE if reply is None else reply.provenance.tier,
                 origin=request.origin,
                 about=request.about,
                 event_time_us=now_us if asked_us is None else asked_us,
@@ -164,16 +199,32 @@ class PythonEngine:
         )
 
 
-def confidence_of(outputs: tuple[Tensor, ...]) -> float | None:
+def confidence_of(
+    outputs: tuple[Tensor, ...], calibration: Calibration | None = None
+) -> float | None:
     """Return how sure a binary classifier is: the least of max(p, 1 - p) over the rows.
 
-    Only an output named `probability` with one value a row states a confidence.
+    Only an output named `probability` with one value a row states a confidence; p is what the
+    calibration makes of it, where there is one.
     """
-    for tensor in outputs:
-        is_one_a_row = len(tensor.shape) == 1 or tensor.shape[1:] == (1,)
-        if tensor.name == PROBABILITY and is_one_a_row and tensor.array.dtype.kind == "f":
-            return float(np.maximum(tensor.array, 1 - tensor.array).min())
-    return None
+    found = next((tensor for tensor in outputs if tensor.name == PROBABILITY), None)
+    if found is None or not _is_score(found):
+        return None
+    p = found.array if calibration is None else calibration.probability(found.array)
+    return float(np.maximum(p, 1 - p).min())
+
+
+def decision_of(serving: Serving, outputs: tuple[Tensor, ...]) -> Decision | None:
+    """Return what the score of a single row means, None without declared bands or a score."""
+    bands = serving.guard.bands
+    if bands is None or not outputs or not _is_score(outputs[0]) or outputs[0].array.size != 1:
+        return None
+    return bands.decide(float(outputs[0].array.ravel()[0]))
+
+
+def _is_score(tensor: Tensor) -> bool:
+    is_one_a_row = len(tensor.shape) == 1 or tensor.shape[1:] == (1,)
+    return is_one_a_row and tensor.array.dtype.kind == "f"
 
 
 def _named(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from volary_inference.domain.decisions import Decision
 from volary_inference.domain.tensors import Tensor
 
 
@@ -126,7 +127,10 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a reply came from; `confidence` None where the model states none."""
+    """Where a reply came from; `confidence` None where the model states none.
+
+    `decision` is None where the version declares no bands.
+    """
 
     key: VersionKey
     digest: str
@@ -137,6 +141,8 @@ class Provenance:
     batch_size: int
     backend: str
     confidence: float | None
+    is_calibrated: bool = False
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)

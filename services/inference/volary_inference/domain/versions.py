@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from volary_kit.errors import FailedPrecondition, NotFound, Unavailable
 
 from volary_inference.domain.batching import Batcher
+from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import ModelKey, VersionKey
 from volary_inference.domain.signatures import Signature
 from volary_inference.domain.statistics import Statistics
@@ -36,6 +37,8 @@ class Serving:
     statistics: Statistics
     backend: str
     platform: str
+    guard: Guard = field(default_factory=Guard)
+    release: Callable[[], None] = lambda: None  # once it runs no more
 
 
 @dataclass(frozen=True)

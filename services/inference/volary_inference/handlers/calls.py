@@ -88,12 +88,22 @@ def submitted(engine: Engine, request: InferRequest, deadline_s: float) -> Infer
     return reply
 
 
+class Mark:
+    """The tier that answered a call, said by whoever has the reply."""
+
+    __slots__ = ("tier",)
+
+    def __init__(self) -> None:
+        self.tier = TIER_MODEL
+
+
 @contextmanager
-def marked(context: Context, key: VersionKey) -> Iterator[None]:
+def marked(context: Context, key: VersionKey) -> Iterator[Mark]:
     """Tell the router which version answered, and by which tier: also when it failed."""
     _mark(context, key, TIER_NONE)
-    yield
-    _mark(context, key, TIER_MODEL)
+    mark = Mark()
+    yield mark
+    _mark(context, key, mark.tier)
 
 
 def _mark(context: Any, key: VersionKey, tier: str) -> None:

@@ -1,23 +1,34 @@
-"""`volary.inference.v1.PredictionService`: entity keys in, prediction out."""
+"""`volary.inference.v1.PredictionService`: entity keys in, prediction out, explained if asked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from volary.inference.v1 import prediction_service_pb2 as pb
 from volary.inference.v1 import prediction_service_pb2_grpc as rpc
 from volary_kit.calls import Call, current_call
-from volary_kit.errors import FailedPrecondition
+from volary_kit.errors import FailedPrecondition, Unavailable
 from volary_kit.timestamps import duration_from_us, from_us, to_us
 
-from volary_inference.domain.engine import Engine
+from volary_inference.domain.decisions import Decision
+from volary_inference.domain.engine import TIER_MODEL, Engine
+from volary_inference.domain.explaining import (
+    Explanation,
+    background_of,
+    batched_score,
+    explain,
+)
 from volary_inference.domain.predictions import About, InferReply, InferRequest, VersionKey
 from volary_inference.domain.tensors import Tensor, numbers_of
 from volary_inference.domain.versions import Serving, Versions
 from volary_inference.feature_source import FeatureSource, FeatureVector
 from volary_inference.handlers.calls import (
     Context,
+    Mark,
     cancellation_of,
     chosen,
     marked,
@@ -43,9 +54,34 @@ class PredictionHandler(_Servicer):
 
     def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         call = current_call()
+        with self._asked(request, call, context) as asked:
+            reply = submitted(self._engine, asked.request, call.deadline_s)
+            asked.mark.tier = reply.provenance.tier
+        return _response(reply, asked.vector, call)
+
+    def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        """Predict, then ask the same version about rows between this one and its golden rows."""
+        call = current_call()
+        prediction = pb.PredictRequest()
+        prediction.CopyFrom(request.prediction)
+        prediction.model = request.model
+        with self._asked(prediction, call, context) as asked:
+            serving, row = asked.serving, asked.request.inputs[0].array[0]
+            background = background_of(serving)
+            reply = submitted(self._engine, asked.request, call.deadline_s)
+            asked.mark.tier = reply.provenance.tier
+            if reply.provenance.tier != TIER_MODEL:
+                raise Unavailable("NOT_EXPLAINABLE_NOW", "the model itself did not answer")
+            score = batched_score(serving, call.deadline_s, call.clock)
+            found = explain(row, background, score, request.max_evaluations)
+        return _explained(reply, asked, found, call)
+
+    @contextmanager
+    def _asked(self, request: pb.PredictRequest, call: Call, context: Context) -> Iterator[_Asked]:
+        """Choose the version, fetch the features; the reply is marked with what answered."""
         model = model_of(call, request.model, "model")
         key = chosen(call, self._versions, model, request.version or None)
-        with marked(context, key):
+        with marked(context, key) as mark:
             version, serving = self._versions.ready(key)
             if not version.feature_set:
                 raise FailedPrecondition(
@@ -53,8 +89,15 @@ class PredictionHandler(_Servicer):
                 )
             vector = self._features.read(request, version.feature_set, version.schema_hash)
             asked = _request(request, key, serving, vector, call, context)
-            reply = submitted(self._engine, asked, call.deadline_s)
-        return _response(reply, vector, call)
+            yield _Asked(asked, serving, vector, mark)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    request: InferRequest
+    serving: Serving
+    vector: FeatureVector
+    mark: Mark
 
 
 def _request(
@@ -93,7 +136,7 @@ def _response(reply: InferReply, vector: FeatureVector, call: Call) -> pb.Predic
     found = reply.provenance
     return pb.PredictResponse(
         outputs=outputs,
-        score=numbers_of(reply.outputs[0])[0],
+        score=numbers_of(reply.outputs[0])[0] if reply.outputs else 0.0,
         provenance=pb.Provenance(
             version=found.key.version,
             digest=found.digest,
@@ -107,7 +150,42 @@ def _response(reply: InferReply, vector: FeatureVector, call: Call) -> pb.Predic
             backend=found.backend,
             feature_set=vector.feature_set,
             schema_hash=vector.schema_hash,
+            calibrated=found.is_calibrated,
         ),
         feature_watermark=None if vector.watermark_us is None else from_us(vector.watermark_us),
         defaulted_features=vector.defaulted,
+        decision=None if found.decision is None else _decision(found.decision),
     )
+
+
+def _decision(found: Decision) -> pb.Decision:
+    return pb.Decision(reason_codes=found.reason_codes, action=found.action)
+
+
+def _explained(
+    reply: InferReply, asked: _Asked, found: Explanation, call: Call
+) -> pb.ExplainResponse:
+    """Write attributions, the largest first, and what they add to the decision."""
+    vector = asked.vector
+    names = vector.names
+    order = sorted(range(len(names)), key=lambda i: -abs(found.contributions[i]))
+    response = pb.ExplainResponse(
+        attributions=[
+            pb.Attribution(
+                feature=names[i], value=vector.values[i], contribution=found.contributions[i]
+            )
+            for i in order
+        ],
+        base_score=found.base,
+        prediction=_response(reply, vector, call),
+        evaluations=found.evaluations,
+    )
+    bands = asked.serving.guard.bands
+    if bands is not None:
+        raised = sorted(
+            (i for i in order if found.contributions[i] > 0),
+            key=lambda i: -found.contributions[i],
+        )
+        decided = bands.decide(response.prediction.score, [names[i] for i in raised])
+        response.prediction.decision.CopyFrom(_decision(decided))
+    return response

@@ -172,7 +172,7 @@ class V2Handler(_Servicer):
         call = current_call()
         model = model_of(call, request.model_name, "model_name")
         key = chosen(call, self._versions, model, number_of(model, request.model_version))
-        with marked(context, key):
+        with marked(context, key) as mark:
             asked = InferRequest(
                 key=key,
                 inputs=tensors_of(request),
@@ -183,6 +183,7 @@ class V2Handler(_Servicer):
             )
             deadline_s = min(deadline_s, _asked_deadline_s(request, call))
             reply = submitted(self._engine, asked, deadline_s)
+            mark.tier = reply.provenance.tier
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(key.version), id=request.id
         )

@@ -19,11 +19,12 @@ from volary_kit.errors import (
     VolaryError,
 )
 
-from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.predictions import ModelKey, VersionKey
 from volary_inference.domain.versions import State, Version, Versions
 from volary_inference.lifecycle.desired import Desired
 from volary_inference.lifecycle.loading import Loader
 from volary_inference.lifecycle.packages import PackageSource
+from volary_inference.lifecycle.trial import Trials
 
 log = logging.getLogger(__name__)
 # another attempt may go better; everything else is the version's own fault
@@ -48,11 +49,13 @@ class Keeper:
         versions: Versions,
         packages: PackageSource,
         loader: Loader,
+        trials: Trials,
         clock: Clock,
     ) -> None:
         self._versions = versions
         self._packages = packages
         self._loader = loader
+        self._trials = trials
         self._clock = clock
         self._changed: Callable[[], None] = lambda: None
         self._desired: Desired | None = None
@@ -95,6 +98,34 @@ class Keeper:
                 self._begin(key, partial(self._load, key, digest))
         self._versions.set_production(desired.production)
         self._changed()
+
+    async def resume(self, model: ModelKey) -> None:
+        """Load again what of a model is desired and FAILED; return when none is on its way."""
+        digests = {} if self._desired is None else self._desired.digests
+        for key, digest in digests.items():
+            version = self._versions.find(key)
+            if key.of_model == model and version is not None and version.state is State.FAILED:
+                self._trials.forgive(digest)
+                self._put(Version(key, digest))
+                self._begin(key, partial(self._load, key, digest))
+        await self._settled(model)
+
+    async def hold(self, model: ModelKey) -> None:
+        """Take a model's versions out of service until `resume`; return when they are."""
+        for version in self._versions.all():
+            if version.key.of_model == model:
+                self._begin(version.key, partial(self._hold, version.key))
+        await self._settled(model)
+
+    async def _settled(self, model: ModelKey) -> None:
+        tasks = [task for key, task in self._tasks.items() if key.of_model == model]
+        await asyncio.gather(*(asyncio.shield(task) for task in tasks), return_exceptions=True)
+
+    async def _hold(self, key: VersionKey) -> None:
+        version = await self._drained(key)
+        if version is not None:
+            text = "an operator unloaded it on this replica"
+            self._refuse(Version(key, version.digest), "UNLOADED", text)
 
     async def close(self) -> None:
         """Stop loading, answer what is queued."""
@@ -160,19 +191,27 @@ class Keeper:
             schema_hash=description.schema_hash,
         )
         async with self._loading:
-            graph = await asyncio.to_thread(self._loader.open, package)
-            self._put(replace(version, state=State.WARMING))
-            run_times = await asyncio.to_thread(self._loader.warm, graph, package)
-        serving = self._loader.serve(key, graph, run_times)
+            await self._trials.require(package)
+            with self._loader.noted(digest) as slot:
+                graph = await asyncio.to_thread(self._loader.open, package)
+                self._put(replace(version, state=State.WARMING))
+                run_times = await asyncio.to_thread(self._loader.warm, graph, package)
+                guard = await asyncio.to_thread(self._loader.guard, graph, package)
+        serving = self._loader.serve(key, graph, run_times, guard, slot, package.reading)
         ready = replace(version, state=State.READY, serving=serving, ready_us=self._clock.now_us())
         self._put(ready)
         log.info("%s is ready", key.name)
 
-    async def _unload(self, key: VersionKey) -> None:
+    async def _drained(self, key: VersionKey) -> Version | None:
         version = self._versions.find(key)
         if version is not None and version.serving is not None:
             self._put(replace(version, state=State.DRAINING))
-            await asyncio.to_thread(version.serving.batcher.close, DRAIN_S)
+            if await asyncio.to_thread(version.serving.batcher.close, DRAIN_S):
+                version.serving.release()
+        return version
+
+    async def _unload(self, key: VersionKey) -> None:
+        await self._drained(key)
         self._versions.remove(key)
         self._changed()
         if self._desired is not None and key in self._desired.digests:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,28 +18,10 @@ from volary_kit.calls import act_for
 from volary_kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 from volary_inference.domain.predictions import VersionKey
+from volary_inference.lifecycle.package import Description, Package, Reading
 
-GOLDEN_ROWS = "golden_rows"
-MAX_GOLDEN_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What inference needs to know of a version beside its graph."""
-
-    digest: str
-    feature_set: str = ""
-    schema_hash: str = ""
-    golden_digest: str = ""
-
-
-@dataclass(frozen=True)
-class Package:
-    """A version's graph, as bytes whose digest was checked, and what belongs to it."""
-
-    description: Description
-    graph: bytes
-    golden: Mapping[str, Any] | None = None
+GOLDEN_ROWS, SERVING, CALIBRATION = "golden_rows", "serving", "calibration"
+MAX_DOCUMENT_BYTES = 16 << 20
 
 
 class PackageSource(Protocol):
@@ -72,9 +55,14 @@ class RegistryPackages:
             if description is None or description.digest != digest:
                 description = await self._describe(key, digest)
             graph = await self._bytes(digest, self._max_bytes)
-            golden = await self._golden(description.golden_digest)
+            golden = await self._document(description.golden_digest, "GOLDEN_ROWS_INVALID")
+            serving = await self._document(description.serving_digest, "SERVING_INVALID")
+            calibration = await self._document(
+                description.calibration_digest, "CALIBRATION_INVALID"
+            )
         await asyncio.to_thread(self._write, key, description)
-        return Package(description, graph, golden)
+        reading = Reading(len(graph), partial(self._store.read, digest))
+        return Package(description, graph, golden, serving, calibration, reading)
 
     async def _describe(self, key: VersionKey, digest: str) -> Description:
         request = registry_service_pb2.GetModelVersionRequest(name=key.name)
@@ -83,8 +71,14 @@ class RegistryPackages:
             raise FailedPrecondition(
                 "DIGEST_MISMATCH", "registry has this version under another digest"
             )
+        attached = version.attachments
         return Description(
-            digest, version.feature_set, version.schema_hash, version.attachments[GOLDEN_ROWS]
+            digest,
+            version.feature_set,
+            version.schema_hash,
+            golden_digest=attached.get(GOLDEN_ROWS, ""),
+            serving_digest=attached.get(SERVING, ""),
+            calibration_digest=attached.get(CALIBRATION, ""),
         )
 
     async def _bytes(self, digest: str, max_bytes: int) -> bytes:
@@ -101,16 +95,16 @@ class RegistryPackages:
         async for part in self._artifacts.DownloadArtifact(request):
             yield part.chunk
 
-    async def _golden(self, digest: str) -> Mapping[str, Any] | None:
+    async def _document(self, digest: str, reason: str) -> Mapping[str, Any] | None:
         if not digest:
             return None
-        data = await self._bytes(digest, MAX_GOLDEN_BYTES)
+        data = await self._bytes(digest, MAX_DOCUMENT_BYTES)
         try:
             document = json.loads(data)
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise InvalidArgument("GOLDEN_ROWS_INVALID", "the golden rows are not a JSON object")
+            raise InvalidArgument(reason, "what belongs to the version is not a JSON object")
         return document
 
     def _path(self, key: VersionKey) -> Path:

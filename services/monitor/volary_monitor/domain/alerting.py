@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-Kind = Literal["drift", "quality", "label_delay", "volume"]
+Kind = Literal["drift", "score_drift", "quality", "label_delay", "volume"]
 
 
 class Step(Enum):

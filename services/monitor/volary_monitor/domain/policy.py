@@ -77,6 +77,7 @@ class Alerts(Strict):
     """One rule a kind of alert; a kind that is left out is informational."""
 
     drift: AlertRule = AlertRule()
+    score_drift: AlertRule = AlertRule(severity="informational")
     quality: AlertRule = AlertRule(severity="critical")
     label_delay: AlertRule = AlertRule(severity="informational")
     volume: AlertRule = AlertRule(severity="informational")

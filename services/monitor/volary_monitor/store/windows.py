@@ -67,10 +67,9 @@ async def add_drift(
     project: str,
     model: str,
     span: Span,
-    findings: Sequence[Finding],
-    reference: str,
+    findings: Sequence[tuple[Finding, str]],
 ) -> None:
-    """Store the findings of a window, in their order."""
+    """Store the findings of a window with what each was held against, in their order."""
     rows = [
         {
             "project": project,
@@ -83,7 +82,7 @@ async def add_drift(
             "reference": reference,
             **vars(found.distance),
         }
-        for rank, found in enumerate(findings)
+        for rank, (found, reference) in enumerate(findings)
     ]
     if rows:
         await transaction.execute(sa.insert(drift).values(rows))

@@ -18,8 +18,8 @@ from volary_kit.artifacts import ArtifactStore, check_digest
 from volary_kit.clock import Clock
 from volary_kit.database import Database
 from volary_kit.errors import InvalidArgument
+from volary_kit.graphs import check_graph
 
-from volary_registry.domain.graphs import check_graph
 from volary_registry.domain.weights import check_weights
 from volary_registry.handlers import messages
 from volary_registry.settings import RegistrySettings

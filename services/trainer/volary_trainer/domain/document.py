@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from volary_kit.documents import Declared, Strict, check_data
 from volary_kit.durations import DurationUs
+from volary_kit.serving import Serving
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=4_096)]
@@ -68,7 +69,7 @@ class Gate(Strict):
 
 
 class TrainingSpec(Strict):
-    """Data, network, optimiser, seeds, evaluation, gate and rollout."""
+    """Data, network, optimiser, seeds, evaluation, gate, serving and rollout."""
 
     model: str
     feature_set: str
@@ -81,6 +82,7 @@ class TrainingSpec(Strict):
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     evaluation: Evaluation = Evaluation()
     gate: Gate
+    serving: Serving = Serving()
     rollout: dict[str, Any]  # checked by the workflow that carries it out
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CLIP = 1e-6  # a score of 0 or 1 costs at most -ln(1e-6) = 13.8
+BINS = 20  # of equal counts: 5 % each
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,50 @@ def metrics(scores: Floats, labels: Floats, threshold: float) -> dict[str, float
         "accuracy": float(correct(scores, labels, threshold).mean()),
         "positive_share": float((labels > 0).mean()),
         "mean_score": float(scores.mean()),
+    }
+
+
+def distribution(scores: Floats) -> dict[str, object]:
+    """Return the scores on edges at their own quantiles, as `ScoreDistribution` has them.
+
+    Score s is in bin i when edges[i-1] < s <= edges[i]; equal scores share a bin, so there may
+    be fewer than `BINS`. At least one score.
+    """
+    shares = np.arange(1, BINS) / BINS
+    edges = np.unique(np.quantile(scores, shares, method="inverted_cdf"))
+    edges = edges[edges < scores.max()]
+    counts = np.bincount(np.searchsorted(edges, scores, side="left"), minlength=len(edges) + 1)
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "mean": float(scores.mean()),
+        "standard_deviation": float(scores.std()),
+        "minimum": float(scores.min()),
+        "maximum": float(scores.max()),
+    }
+
+
+def calibration(scores: Floats, labels: Floats) -> dict[str, list[float]]:
+    """Return the rising map from score to share of positives that fits best (isotonic regression).
+
+    Pool adjacent violators (Ayer et al., 1955): blocks of rows, in order of score, merged until
+    their shares rise. A block's point is its mean score and its share under Jeffreys' prior, so
+    that a block of few rows is not sure of itself. At least one row.
+    """
+    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    positives = np.bincount(inverse, weights=(labels > 0).astype(np.float64))
+    blocks: list[tuple[float, float, float]] = []  # rows, positives, sum of scores
+    rows = zip(counts.tolist(), positives.tolist(), (values * counts).tolist(), strict=True)
+    for block in rows:
+        blocks.append(block)
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
+            last, before = blocks.pop(), blocks.pop()
+            merged = (before[0] + last[0], before[1] + last[1], before[2] + last[2])
+            blocks.append(merged)
+    shares = [(positive + 0.5) / (count + 1) for count, positive, _ in blocks]
+    return {
+        "scores": [total / count for count, _, total in blocks],
+        "probabilities": np.maximum.accumulate(shares).tolist(),
     }
 
 
