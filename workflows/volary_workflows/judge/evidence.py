@@ -20,6 +20,17 @@ it is <= 1 for rho > R ("worse"), under rho_true >= R it is <= 1 for rho < R ("n
 A mixture over a grid of rho is again an e-process (Robbins 1970; Lindon and Malek, "Anytime-valid
 inference for multinomial count data", NeurIPS 2022).
 
+Sticky users come back, and differ: their calls are no independent draws, but each user's arm is.
+An event is then the first error of a user in a cell, and a user who had it is out of that cell.
+With rho = 1 for every user the next one to have it is the candidate's with probability q. With
+rho <= 1 each user of the candidate has it later than with rho = 1 (coupling), so at any moment a
+is no larger and b is the same, and L rises with a and falls with b: the bound holds though a
+better candidate leaves more users to err later. Users return in the next cell with the arm that
+was seen, so cells do not multiply: a union bound over cells takes the place of the product. Users
+whose first error of the whole rollout fell into a cell do multiply over a rising ramp: coupling
+moves a candidate's event to a later cell, where q is larger and the event weighs less. Half of
+alpha is spent on that product where gateway counts such users, half on the cells.
+
 Mirrored calls are no draws: the baseline answers each call, the candidate a fraction f of them.
 With q = f/(1+f) and factors x for the candidate, y for the baseline, one call has expectation
 1 + f e_c (x - 1) + e_b (y - 1) + P(both)(x - 1)(y - 1). The linear terms sum to <= 0 under the null
@@ -27,6 +38,9 @@ and x, y lie on opposite sides of 1, so the bound holds however the two outcomes
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,24 +79,35 @@ def log_worse(series: Series, bound: float = 1.0) -> Floats:
     In cells where the candidate answers every call nothing is left to compare with; there the
     null is "its rate is at most the declared limit", and without a limit they say nothing.
     """
-    split = _log_ratio_cells(series, RATIOS_WORSE * bound, bound)
+    split = log_ratio_cells(series, RATIOS_WORSE * bound, bound)
     full = _log_above_limit_cells(series)
     weights = start_weights(series.shares.shape[-1])
     uniform = np.full(len(RATIOS_WORSE), 1 / len(RATIOS_WORSE))
     multiples = np.full(len(MULTIPLES_OF_LIMIT), 1 / len(MULTIPLES_OF_LIMIT))
     if series.is_per_step:
-        # the same users come back in each step: a union bound over steps in place of a product
-        each = log_mean(split, uniform) + log_mean(full, multiples)
-        return (each + np.log(weights)).max(axis=-1)
-    by_start = log_mean(_suffix_sums(split), uniform) + log_mean(_suffix_sums(full), multiples)
-    return _started(by_start, weights)
+        each = log_mean(split, uniform) + log_mean(full, multiples) + np.log(weights)
+        return _with_first_events(series, bound, each.max(axis=-1))
+    by_start = log_mean(suffix_sums(split), uniform) + log_mean(suffix_sums(full), multiples)
+    return log_started(by_start, weights)
+
+
+def _with_first_events(series: Series, bound: float, by_cell: Floats) -> Floats:
+    """Return the larger of the restarted cells and the product over users' first events."""
+    if series.first_events is None:
+        return by_cell
+    ours, theirs = series.first_events
+    first = replace(series, candidate_events=ours, baseline_events=theirs)
+    ratios = RATIOS_WORSE * bound
+    uniform = np.full(len(ratios), 1 / len(ratios))
+    carried = log_mean(log_ratio_cells(first, ratios, bound).sum(axis=-2), uniform)
+    return np.maximum(by_cell, carried) + math.log(0.5)
 
 
 def log_not_inferior(series: Series, margin: float) -> Floats:
     """Return the log evidence against "the rate ratio is 1 + margin or more"."""
     bound = 1 + margin
     ratios = SHARES_OF_BOUND[1:] * bound
-    cells = _log_ratio_cells(series, ratios, bound)
+    cells = log_ratio_cells(series, ratios, bound)
     uniform = np.full(len(ratios), 1 / len(ratios))
     if series.is_per_step:
         weights = start_weights(series.shares.shape[-1])
@@ -108,7 +133,7 @@ def log_below_limit(series: Series) -> Floats:
     weights = 0.5 ** np.arange(1, series.shares.shape[-1] + 1)
     if series.is_per_step:
         return (log_mean(cells, WEIGHTS_OF_BOUND) + np.log(weights)).max(axis=-1)
-    return _started(log_mean(_suffix_sums(cells), WEIGHTS_OF_BOUND), weights)
+    return log_started(log_mean(suffix_sums(cells), WEIGHTS_OF_BOUND), weights)
 
 
 def log_misassigned(series: Series) -> Floats:
@@ -117,19 +142,22 @@ def log_misassigned(series: Series) -> Floats:
     The rate-ratio test with calls as events and ratios on both sides of 1; small deviations
     (under about 10 % of the odds) never fire.
     """
-    cells = _log_ratio_cells(series, RATIOS_OF_ASSIGNMENT, bound=1.0)
+    cells = log_ratio_cells(series, RATIOS_OF_ASSIGNMENT, bound=1.0)
     uniform = np.full(len(RATIOS_OF_ASSIGNMENT), 1 / len(RATIOS_OF_ASSIGNMENT))
+    if series.is_per_step:  # users come back with the arm that was seen
+        weights = start_weights(series.shares.shape[-1])
+        return (log_mean(cells, uniform) + np.log(weights)).max(axis=-1)
     return log_mean(cells.sum(axis=-2), uniform)
 
 
-def _started(by_start: Floats, weights: Floats) -> Floats:
-    """Return the mean over starting cells; what has not started yet stands at 1."""
+def log_started(by_start: Floats, weights: Floats) -> Floats:
+    """Return the log mean over starting cells; what has not started yet stands at 1."""
     not_started = np.zeros((*by_start.shape[:-1], 1))
     logs = np.concatenate([by_start, not_started], axis=-1)
     return log_mean(logs, np.append(weights, 1 - weights.sum()))
 
 
-def _log_ratio_cells(series: Series, ratios: Floats, bound: float) -> Floats:
+def log_ratio_cells(series: Series, ratios: Floats, bound: float) -> Floats:
     """Return log L(rho; bound) by cell and ratio, 0 in cells that compare nothing."""
     share = series.shares[..., None]
     ours = series.candidate_events[..., None]
@@ -157,6 +185,6 @@ def _bernoulli(events: Floats, others: Floats, rates: Floats, bound: float) -> F
     return events * ratio + others * np.log((1 - rates) / (1 - bound))
 
 
-def _suffix_sums(cells: Floats) -> Floats:
+def suffix_sums(cells: Floats) -> Floats:
     """Return at position j the sum over the cells from j on; cells are on axis -2."""
     return cells[..., ::-1, :].cumsum(axis=-2)[..., ::-1, :]

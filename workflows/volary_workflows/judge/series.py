@@ -21,8 +21,9 @@ class Series:
     """Counts over cells, shape [..., cells]; `shares` is the candidate's share of the attempts.
 
     `is_per_step` forbids to multiply evidence over cells, because the same users come back in the
-    next one. `limit` is the acceptable event rate, 0 for none. `has_margin` is false where only
-    the limit counts towards PASS.
+    next one; `first_events` (candidate's, baseline's), where somebody counts them, are those of
+    users who had none in an earlier cell, and these may be multiplied. `limit` is the acceptable
+    event rate, 0 for none. `has_margin` is false where only the limit counts towards PASS.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Series:
     is_per_step: bool = False
     limit: float = 0.0
     has_margin: bool = True
+    first_events: tuple[Floats, Floats] | None = None
 
     @property
     def splits(self) -> NDArray[np.bool_]:
@@ -112,6 +114,17 @@ def series_of(guard: Guard, inputs: Inputs) -> list[Series]:
     return series
 
 
+def label_series(metric: str, cells: list[Cell], *, is_sticky: bool) -> Series:
+    """Return the labelled calls as events: a label whose delay depends on the version shows."""
+    splits = [cell for cell in cells if not cell.shadow]
+
+    def labelled(counts: Counts) -> int:
+        return counts.scores[metric].count if metric in counts.scores else 0
+
+    series = _series(f"labels of {metric}", splits, labelled, labelled)
+    return replace(series, is_per_step=is_sticky)
+
+
 def assignment_series(inputs: Inputs) -> Series:
     """Return the calls themselves as events: under the declared split their ratio is 1.
 
@@ -119,7 +132,7 @@ def assignment_series(inputs: Inputs) -> Series:
     """
     splits = [cell for cell in inputs.cells if not cell.shadow]
     size = _users if inputs.sticky else _calls
-    return _series("assignment", splits, size, size)
+    return replace(_series("assignment", splits, size, size), is_per_step=inputs.sticky)
 
 
 def freeze_thresholds(
@@ -143,9 +156,37 @@ def edge_at_or_above(edges_us: list[int], limit_us: int) -> int:
 
 
 def _error_series(guard: Guard, inputs: Inputs) -> Series:
-    events, size = (_users_with_error, _users) if inputs.sticky else (_errors, _calls)
-    series = _series(guard.metric, inputs.cells, events, size)
-    return replace(series, is_per_step=inputs.sticky, limit=guard.ceiling)
+    if not inputs.sticky:
+        series = _series(guard.metric, inputs.cells, _errors, _calls)
+        return replace(series, limit=guard.ceiling)
+    series = _sticky_series(guard.metric, inputs.cells)
+    return replace(series, is_per_step=True, limit=guard.ceiling)
+
+
+def _sticky_series(name: str, cells: list[Cell]) -> Series:
+    """Return users of split cells, and calls of mirrored ones.
+
+    A mirror copies calls of the very same users, drawn call by call: there the calls themselves
+    are independent of who made them, and users are not, for the candidate sees fewer calls of each.
+    """
+    users = _series(name, cells, _users_with_error, _users)
+    calls = _series(name, cells, _errors, _calls)
+    is_shadow = np.array([cell.shadow for cell in cells], dtype=bool)
+    first = _series(name, cells, _users_first_error, _users)
+    is_counted = not is_shadow.all() and all(
+        cell.shadow or min(cell.candidate.users_first_error, cell.baseline.users_first_error) >= 0
+        for cell in cells
+    )
+    ours = np.where(is_shadow, 0.0, first.candidate_events)
+    theirs = np.where(is_shadow, 0.0, first.baseline_events)
+    return replace(
+        users,
+        candidate_events=np.where(is_shadow, calls.candidate_events, users.candidate_events),
+        candidate_calls=np.where(is_shadow, calls.candidate_calls, users.candidate_calls),
+        baseline_events=np.where(is_shadow, calls.baseline_events, users.baseline_events),
+        baseline_calls=np.where(is_shadow, calls.baseline_calls, users.baseline_calls),
+        first_events=(ours, theirs) if is_counted else None,
+    )
 
 
 def _latency_series(cells: list[Cell], edges_us: list[int], threshold_us: int) -> Series:
@@ -190,6 +231,10 @@ def _users(counts: Counts) -> int:
 
 def _users_with_error(counts: Counts) -> int:
     return counts.users_with_error
+
+
+def _users_first_error(counts: Counts) -> int:
+    return counts.users_first_error
 
 
 def _grown(values: Floats, by: float) -> Floats:
