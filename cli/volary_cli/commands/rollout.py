@@ -16,6 +16,7 @@ from rich.table import Table
 from volary_cli.commands.exits import CommandError, Exit
 from volary_cli.commands.mesh import DataDir
 from volary_cli.commands.output import AsJson, console, print_json
+from volary_cli.commands.rollout_plan import plan
 from volary_cli.commands.session import Session
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Put a version into traffic step by step.")
 Model = Annotated[str, typer.Argument(help="Model id.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
+app.command()(plan)
 POLL_S = 0.5
 ENDED = {"PROMOTED", "ROLLED_BACK", "ABORTED", "FAILED", "SUPERSEDED"}
 

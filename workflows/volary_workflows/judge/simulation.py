@@ -20,6 +20,7 @@ from volary_workflows.judge.series import Floats
 
 LARGEST_LOG = 600.0  # exp of it is finite; nobody asks beyond
 MOST_NUMBERS = 2_000_000  # looks of a chunk of runs at a time: 16 MB an array
+ANY_STEP, EACH_STEP, FIRST_STEP = "any", "each", "first"
 Ints = NDArray[np.int64]
 
 
@@ -67,34 +68,48 @@ class Stops:
 
 
 class RunningEvidence:
-    """The e-values of runs over a ramp, against "the rate ratio is at most `bound`"."""
+    """The e-values of runs over a ramp, against "the rate ratio is at most `bound`".
 
-    def __init__(self, runs: int, *, bound: float = 1.0, is_per_step: bool = False) -> None:
+    `starts` is ANY_STEP for calls, whose evidence may begin at each step; EACH_STEP for sticky
+    users counted anew in each (a union bound); FIRST_STEP for one product over the ramp.
+    """
+
+    def __init__(self, runs: int, *, bound: float = 1.0, starts: str = ANY_STEP) -> None:
         self._ratios = RATIOS_WORSE * bound
         self._bound = bound
-        self._is_per_step = is_per_step
+        self._starts = starts
         self._begun = np.zeros((runs, 0, len(self._ratios)))
 
     def over(self, share: float, candidate: Ints, baseline: Ints) -> Floats:
         """Return the e-value at each look of the next stage, and keep what its last one leaves."""
-        begun = self._begun
-        cells = begun.shape[1] + 1
-        weights = start_weights(cells)
-        past = np.exp(np.minimum(begun, LARGEST_LOG))
-        carried = np.einsum("s,rsk->rk", weights[:-1], past) + weights[-1]
-        if self._is_per_step:
-            carried = np.full_like(carried, weights[-1])
+        carried, rest = self._carried()
         scale = np.log((share * self._bound + 1 - share) / (share * self._ratios + 1 - share))
-        value = np.full(candidate.shape, 0.0 if self._is_per_step else 1 - weights.sum())
+        value = np.full(candidate.shape, rest)
         both = candidate + baseline
         for k, ratio in enumerate(self._ratios):
             logs = candidate * np.log(ratio / self._bound) + both * scale[k]
-            np.minimum(logs, LARGEST_LOG, out=logs)
-            value += np.exp(logs) * carried[:, k, None] / len(self._ratios)
+            value += np.exp(np.minimum(logs + carried[:, k, None], LARGEST_LOG))
         last = candidate[:, -1:] * np.log(self._ratios / self._bound) + both[:, -1:] * scale
         zero = np.zeros((len(last), 1, len(self._ratios)))
-        self._begun = np.concatenate([begun, zero], axis=1) + last[:, None, :]
+        self._begun = np.concatenate([self._begun, zero], axis=1) + last[:, None, :]
         return value
+
+    def _carried(self) -> tuple[Floats, float]:
+        """Return by run and ratio the log of what was earned before, and what has not begun.
+
+        Each ratio's part of the uniform mixture is within the first.
+        """
+        begun = self._begun
+        weights = start_weights(begun.shape[1] + 1)
+        uniform = -np.log(len(self._ratios))
+        nothing = np.zeros((begun.shape[0], begun.shape[2]))
+        if self._starts == EACH_STEP:
+            return nothing + uniform + np.log(weights[-1]), 0.0
+        if self._starts == FIRST_STEP:
+            return uniform + (begun[:, 0] if begun.shape[1] else nothing), 0.0
+        past = np.exp(np.minimum(begun, LARGEST_LOG))
+        earned = np.einsum("s,rsk->rk", weights[:-1], past) + weights[-1]
+        return uniform + np.log(earned), 1 - weights.sum()
 
 
 def looks_by_event(
@@ -143,7 +158,7 @@ def simulate(
     """
     parts = []
     for chunk in _chunks(stages, runs, rate * max(ratio, 1.0), polls):
-        running = RunningEvidence(chunk, bound=bound, is_per_step=is_per_step)
+        running = RunningEvidence(chunk, bound=bound, starts=EACH_STEP if is_per_step else ANY_STEP)
         stopped, exposed = np.full(chunk, -1), np.zeros(chunk)
         for i, stage in enumerate(stages):
             if polls:
