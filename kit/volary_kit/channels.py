@@ -49,6 +49,12 @@ class Channels:
             self._aio[peer] = AioChannel(aio_channel(address, self._credentials), dress)
         return self._aio[peer]
 
+    def at(self, address: str) -> grpc.aio.Channel:
+        """Return a channel to one process that a peer has named, such as a replica."""
+        if address not in self._aio:
+            self._aio[address] = AioChannel(aio_channel(address, self._credentials), self._dress)
+        return self._aio[address]
+
     def to_sync(self, peer: str) -> grpc.Channel:
         """Return the blocking channel to a peer, for threads."""
         if peer not in self._sync:

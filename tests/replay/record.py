@@ -1,6 +1,7 @@
 """Record the histories that `test_replay.py` replays: `python -m tests.replay.record`.
 
-Run it when a new shape is released; keep the old files: they stand for workflows in flight.
+Run it when a shape is new; give its files new names and keep the old ones: they stand for
+workflows in flight, such as `rollout_promoted`, which knew no staging and no search attributes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from temporalio.testing import WorkflowEnvironment
-from volary_workflows.rollout.messages import Command, RolloutStatus
+from volary_workflows.rollout.messages import (
+    Command,
+    FreezeWindow,
+    Notification,
+    RolloutSpec,
+    RolloutStatus,
+)
 
 from tests.unit.workflows.days import time_skipping_environment
 from tests.unit.workflows.retrain import world as retraining
@@ -29,6 +36,12 @@ from tests.unit.workflows.rollout.world import (
 
 HISTORIES = Path(__file__).parent / "histories"
 SHORT = replace(SPEC, poll_s=6 * HOUR_S)
+PLAN = replace(
+    SHORT,
+    cooldown_s=HOUR_S,
+    freeze=[FreezeWindow(0.0, 6 * 86_400.0, weekly=True)],
+    notify=[Notification("https://hooks.test/volary")],
+)
 
 
 async def main() -> None:
@@ -36,16 +49,19 @@ async def main() -> None:
     HISTORIES.mkdir(exist_ok=True)
     async with await time_skipping_environment() as environment:
         promoted = await _rollout(environment, World())
-        _write("rollout_promoted", promoted)
-        _write("rollout_rolled_back", await _rollout(environment, World(looks={"50": BAD})))
-        _write("rollout_aborted", await _aborted(environment))
-        _write("retrain_promoted", await _retrain(environment))
-    _write("doctored_rollout_promoted", doctored(promoted))
+        _write("rollout_staged_promoted", promoted)
+        _write("rollout_staged_rolled_back", await _rollout(environment, World(looks={"50": BAD})))
+        _write("rollout_staged_aborted", await _aborted(environment))
+        _write("rollout_of_a_plan", await _rollout(environment, World(cooling_s=[HOUR_S]), PLAN))
+        _write("retrain_searchable_promoted", await _retrain(environment))
+    _write("doctored_rollout_staged_promoted", doctored(promoted))
 
 
-async def _rollout(environment: WorkflowEnvironment, world: World) -> dict[str, Any]:
+async def _rollout(
+    environment: WorkflowEnvironment, world: World, spec: RolloutSpec = SHORT
+) -> dict[str, Any]:
     async with serving(environment, world) as queue:
-        handle = await started(environment, queue, SHORT)
+        handle = await started(environment, queue, spec)
         await handle.result()
         return json.loads((await handle.fetch_history()).to_json())
 
@@ -70,9 +86,9 @@ async def _retrain(environment: WorkflowEnvironment) -> dict[str, Any]:
 
 
 def doctored(history: dict[str, Any]) -> dict[str, Any]:
-    """Return the history as if the version had been loaded by an activity of another name."""
+    """Return the history as if the version had been staged by an activity of another name."""
     text = json.dumps(history)
-    return json.loads(text.replace('"load_version"', '"load_candidate"'))
+    return json.loads(text.replace('"stage_version"', '"stage_candidate"'))
 
 
 def _write(name: str, history: dict[str, Any]) -> None:

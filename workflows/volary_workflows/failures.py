@@ -11,6 +11,8 @@ from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
 )
 from volary_kit.calls import DEFAULT_PROJECT, act_for
 from volary_kit.errors import (
@@ -23,6 +25,8 @@ from volary_kit.errors import (
     Unimplemented,
     VolaryError,
 )
+
+from volary_workflows.principals import PrincipalInbound, principal_in
 
 FINAL = (
     InvalidArgument,
@@ -48,18 +52,29 @@ def failure_of(error: VolaryError) -> ApplicationError:
 
 
 class CallInterceptor(Interceptor):
-    """Run each activity in the project of its message, and translate what its calls raise."""
+    """Run each activity in the project of its message, on behalf of who began the workflow.
+
+    What its calls raise is translated.
+    """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """Wrap the next interceptor."""
         return _Calls(next)
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002
+    ) -> type[WorkflowInboundInterceptor]:
+        """Return what sends the principal along with each activity."""
+        return PrincipalInbound
 
 
 class _Calls(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         project = project_of(input.args[0]) if input.args else DEFAULT_PROJECT
         key = f"{activity.info().workflow_run_id}/{activity.info().activity_id}"
-        with act_for(project, request_key=str(uuid.uuid5(uuid.NAMESPACE_OID, key))):
+        request_key = str(uuid.uuid5(uuid.NAMESPACE_OID, key))
+        with act_for(project, principal_in(input.headers), request_key):
             try:
                 return await super().execute_activity(input)
             except VolaryError as error:

@@ -9,18 +9,21 @@ from volary_kit.resources import Resources
 from volary_kit.service import Service
 from volary_kit.streams import ALERTS, ConsumerGroup
 
+from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.settings import WorkflowsSettings
 from volary_workflows.trigger import GROUP, RetrainTrigger
-from volary_workflows.worker import activities_of, make_worker
+from volary_workflows.worker import activities_of, make_worker, register_attributes
 
 
 @asynccontextmanager
 async def build(kit: Resources[WorkflowsSettings]) -> AsyncIterator[Service]:
     """Compose the worker; it has no RPC of its own, Temporal says whether it polls."""
-    activities = activities_of(kit.channels)
+    webhooks = Webhooks(kit.settings.webhook_origins)
+    activities = activities_of(kit.channels, webhooks, kit.clock)
 
     async def work() -> None:
         client = await kit.temporal()
+        await register_attributes(client)
         worker = make_worker(client, activities, max_activities=kit.settings.max_activities)
         await worker.run()
 

@@ -13,4 +13,6 @@ class WorkflowsSettings(ServiceSettings, service="workflows"):
     trainer_address: str | None = None
     registry_address: str | None = None
     gateway_address: str | None = None
+    monitor_address: str | None = None
     max_activities: int = 100
+    webhook_origins: tuple[str, ...] = ()  # such as https://hooks.example.com; no other is called

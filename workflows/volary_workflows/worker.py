@@ -7,15 +7,23 @@ from datetime import timedelta
 from importlib import metadata
 from typing import Any
 
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 from volary_kit.channels import Channels
+from volary_kit.clock import Clock
 
+from volary_workflows.attributes import KEYS
 from volary_workflows.failures import CallInterceptor
 from volary_workflows.identifiers import TASK_QUEUE
 from volary_workflows.retrain.activities import RetrainActivities
 from volary_workflows.retrain.workflow import RetrainWorkflow
 from volary_workflows.rollout.activities import RolloutActivities
+from volary_workflows.rollout.shadow_diffs import ShadowActivities
+from volary_workflows.rollout.staging import StagingActivities
+from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.rollout.workflow import RolloutWorkflow
 
 WORKFLOWS = (RolloutWorkflow, RetrainWorkflow)
@@ -24,10 +32,14 @@ STICKY = timedelta(seconds=2)  # after a kill another worker takes over this soo
 HEARD_WITHIN = timedelta(seconds=1)  # a cancelled activity hears of it with its next heartbeat
 
 
-def activities_of(channels: Channels) -> list[Callable[..., Any]]:
+def activities_of(channels: Channels, webhooks: Webhooks, clock: Clock) -> list[Callable[..., Any]]:
     """Return every activity, bound to the channels that it calls through."""
-    rollout, retrain = RolloutActivities(channels), RetrainActivities(channels)
+    rollout = RolloutActivities(channels, webhooks, clock)
+    staging, retrain = StagingActivities(channels), RetrainActivities(channels)
     return [
+        staging.stage_version,
+        ShadowActivities(channels).report_shadow,
+        rollout.notify,
         rollout.check_rollout,
         rollout.decide_approval,
         rollout.load_version,
@@ -64,3 +76,22 @@ def make_worker(
         graceful_shutdown_timeout=GRACE,
         sticky_queue_schedule_to_start_timeout=STICKY,
     )
+
+
+async def register_attributes(client: Client) -> None:
+    """Make the attributes known to the namespace; those that are there already are left alone.
+
+    A workflow that sets an attribute which the namespace does not know stands still, so this
+    comes before a worker polls. Raises RPCError where Temporal does not answer or forbids it: then
+    `temporal operator search-attribute create --name ... --type Keyword` does the same.
+    """
+    for key in KEYS:
+        request = AddSearchAttributesRequest(
+            namespace=client.namespace,
+            search_attributes={key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD},
+        )
+        try:
+            await client.operator_service.add_search_attributes(request)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.ALREADY_EXISTS:
+                raise

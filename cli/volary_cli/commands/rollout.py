@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
-from rich.table import Table
 
 from volary_cli.commands.exits import CommandError, Exit
 from volary_cli.commands.mesh import DataDir
 from volary_cli.commands.output import AsJson, console, print_json
 from volary_cli.commands.rollout_plan import plan
+from volary_cli.commands.rollout_view import explained, shown
 from volary_cli.commands.session import Session
 
 if TYPE_CHECKING:
+    from volary.registry.v1.model_pb2 import Evaluation
+    from volary_client import AsyncClient
+    from volary_workflows.rollout.explaining import Explanation
     from volary_workflows.rollout.messages import RolloutSpec, RolloutStatus
 
 app = typer.Typer(no_args_is_help=True, help="Put a version into traffic step by step.")
@@ -27,6 +29,7 @@ Model = Annotated[str, typer.Argument(help="Model id.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
 app.command()(plan)
 POLL_S = 0.5
+MOST_ROWS = 1_000
 ENDED = {"PROMOTED", "ROLLED_BACK", "ABORTED", "FAILED", "SUPERSEDED"}
 
 
@@ -101,42 +104,83 @@ def watch(model: Model, data_dir: DataDir = None, as_json: AsJson = False) -> No
 
 
 @app.command()
-def approve(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def explain(
+    rollout: Annotated[str, typer.Argument(help="Rollout id, as `status` shows it.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge again from what was stored; exit status 5 when a verdict comes out differently."""
+    from volary_workflows.rollout.explaining import explanations
+
+    session = Session(data_dir)
+    model = rollout.rpartition("-v")[0]
+    if not model:
+        raise CommandError(f"{rollout} is no rollout id: it looks like MODEL-vN-HASH", Exit.REFUSED)
+
+    async def asked() -> list[Explanation]:
+        async with session.client() as client:
+            return explanations(await _evaluations(client, model, rollout))
+
+    found = asyncio.run(asked())
+    if not found:
+        raise CommandError(f"nothing is stored of rollout {rollout}", Exit.REFUSED)
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        console.print(explained(found))
+    if not all(each.agrees for each in found):
+        raise typer.Exit(Exit.REFUSED)
+
+
+@app.command()
+def approve(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Approve a rollout that waits for a person."""
-    _update("approve", model, comment, data_dir)
+    _update("approve", model, comment, data_dir, as_json=as_json)
 
 
 @app.command()
-def reject(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def reject(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Reject a rollout that waits for a person; it ends."""
-    _update("reject", model, comment, data_dir)
+    _update("reject", model, comment, data_dir, as_json=as_json)
 
 
 @app.command()
-def pause(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def pause(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Hold a rollout where it is; the guards go on watching."""
-    _update("pause", model, comment, data_dir)
+    _update("pause", model, comment, data_dir, as_json=as_json)
 
 
 @app.command()
-def resume(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def resume(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Let a paused rollout go on."""
-    _update("resume", model, comment, data_dir)
+    _update("resume", model, comment, data_dir, as_json=as_json)
 
 
 @app.command("skip-step")
-def skip_step(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def skip_step(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Go on to the next step without waiting for evidence."""
-    _update("skip_step", model, comment, data_dir)
+    _update("skip_step", model, comment, data_dir, as_json=as_json)
 
 
 @app.command()
-def abort(model: Model, comment: Comment = "", data_dir: DataDir = None) -> None:
+def abort(
+    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+) -> None:
     """Turn a rollout back to what served before."""
-    _update("abort", model, comment, data_dir)
+    _update("abort", model, comment, data_dir, as_json=as_json)
 
 
-def _update(name: str, model: str, comment: str, data_dir: Path | None) -> None:
+def _update(name: str, model: str, comment: str, data_dir: Path | None, *, as_json: bool) -> None:
     session = Session(data_dir)
 
     async def updated(handle: Any) -> RolloutStatus:
@@ -145,7 +189,7 @@ def _update(name: str, model: str, comment: str, data_dir: Path | None) -> None:
         command = Command(_principal(session), comment)
         return await handle.execute_update(name, command, result_type=RolloutStatus)
 
-    _print(asyncio.run(_with_handle(session, model, updated)), as_json=False)
+    _print(asyncio.run(_with_handle(session, model, updated)), as_json=as_json)
 
 
 async def _status(session: Session, model: str) -> RolloutStatus:
@@ -158,7 +202,7 @@ async def _watched(session: Session, model: str, *, is_quiet: bool) -> RolloutSt
             while True:
                 found = await _query(handle)
                 if not is_quiet:
-                    live.update(_table(found), refresh=True)
+                    live.update(shown(found), refresh=True)
                 if found.state in ENDED:
                     return found
                 await asyncio.sleep(POLL_S)
@@ -205,25 +249,26 @@ def _print(found: RolloutStatus, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(found))
     else:
-        console.print(_table(found))
+        console.print(shown(found))
 
 
-def _table(found: RolloutStatus) -> Table:
-    shown = Table(box=None, pad_edge=False, show_header=False)
-    shown.add_column(style="dim")
-    shown.add_column()
-    paused = f"  [yellow]paused: {found.paused}[/]" if found.paused else ""
-    look = found.look
-    rows = (
-        ("rollout", f"{found.model} {found.baseline or 'nothing'} -> {found.candidate}"),
-        ("state", f"[bold]{found.state}[/]{paused}  {found.reason}"),
-        ("step", f"{found.step}  {found.weight / 100:g} %  generation {found.generation}"),
-        ("judge", f"{look.verdict} {', '.join(look.reason_codes)}  {look.calls} calls"),
-        ("because", "; ".join(look.reasons)),
+async def _evaluations(client: AsyncClient, model: str, rollout: str) -> list[Evaluation]:
+    """Return what is stored of a rollout, and of the gate that its candidate went through."""
+    from volary.registry.v1.registry_service_pb2 import ListEvaluationsRequest
+
+    candidate = rollout.rpartition("-v")[2].partition("-")[0]
+    request = ListEvaluationsRequest(
+        parent=f"projects/{client.project}/models/{model}", page_size=MOST_ROWS
     )
-    for label, text in rows:
-        shown.add_row(label, text)
-    for each in found.history:
-        at = datetime.fromtimestamp(each.at_s, UTC).strftime("%H:%M:%S")
-        shown.add_row(at, f"{each.state}  {each.reason}")
-    return shown
+    found: list[Evaluation] = []
+    while True:
+        page = await client.registry.ListEvaluations(request)
+        found += [
+            each
+            for each in page.evaluations
+            if each.rollout == rollout
+            or (each.kind == "gate" and str(each.candidate_version) == candidate)
+        ]
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token

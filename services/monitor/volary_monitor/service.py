@@ -16,6 +16,7 @@ from volary_monitor.judging import Judge
 from volary_monitor.peers import Peers
 from volary_monitor.prediction_log import Limits, PredictionLog
 from volary_monitor.settings import MonitorSettings
+from volary_monitor.shadow_reader import ShadowReader
 
 GROUP = "monitor"
 BATCH = 1_000
@@ -54,7 +55,7 @@ async def build(kit: Resources[MonitorSettings]) -> AsyncIterator[Service]:
         servicers=[
             Servicer(
                 add_MonitorServiceServicer_to_server,
-                MonitorHandler(database, judge, kit.clock),
+                MonitorHandler(database, judge, ShadowReader(database, written), kit.clock),
                 "volary.monitor.v1.MonitorService",
             )
         ],

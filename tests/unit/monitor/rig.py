@@ -18,6 +18,7 @@ from volary_monitor.intake import PredictionIntake, TruthIntake
 from volary_monitor.judging import Judge
 from volary_monitor.peers import TrainingReference, VersionFacts
 from volary_monitor.prediction_log import Limits, PredictionLog
+from volary_monitor.shadow_reader import ShadowReader
 
 DAY_US = 86_400_000_000
 START_US = 15_706 * DAY_US  # 2013-01-01
@@ -75,7 +76,9 @@ class Rig:
         self.peers = TablePeers()
         self.log = PredictionLog(self.folder, database, self.clock, Limits(100, 60.0, 2))
         self.judge = Judge(database, self.peers, self.log, self.clock)
-        self.handler = MonitorHandler(database, self.judge, self.clock)
+        self.handler = MonitorHandler(
+            database, self.judge, ShadowReader(database, self.log), self.clock
+        )
         self.predictions = PredictionIntake(database, self.clock, self.judge.wake)
         self.truths = TruthIntake(database, self.judge.wake)
 

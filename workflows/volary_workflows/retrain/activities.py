@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct
 from temporalio import activity
@@ -20,6 +17,7 @@ from volary_kit.timestamps import from_us, to_us
 from volary_workflows.judge.gate import GateVerdict, PairedLosses, judge_gate
 from volary_workflows.judge.inputs import FAIL, PASS
 from volary_workflows.retrain.declaration import plan_of
+from volary_workflows.retrain.floors import FLOORS_VERSION, broken_floors
 from volary_workflows.retrain.messages import (
     BuildTask,
     Built,
@@ -33,8 +31,6 @@ from volary_workflows.retrain.messages import (
     TrainTask,
 )
 from volary_workflows.retrain.operations import followed
-
-FLOORS_VERSION = "floors/1"
 
 
 class RetrainActivities:
@@ -183,15 +179,6 @@ class RetrainActivities:
             stored.baseline_version,
             seen.rows,
         )
-
-
-def broken_floors(floors: Mapping[str, float], metrics: Mapping[str, float]) -> list[str]:
-    """Return one sentence for each declared floor that the candidate does not reach."""
-    return [
-        f"{name} is {metrics.get(name, math.nan):.4f}, below its floor {floor:g}"
-        for name, floor in floors.items()
-        if not metrics.get(name, math.nan) >= floor
-    ]
 
 
 def _losses(task: GateTask, seen: run_pb2.Comparison) -> PairedLosses:

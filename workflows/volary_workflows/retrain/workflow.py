@@ -24,6 +24,7 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.attributes import searchable
     from volary_workflows.identifiers import rollout_workflow_id
     from volary_workflows.judge.inputs import PASS
     from volary_workflows.retrain.messages import (
@@ -41,13 +42,8 @@ with workflow.unsafe.imports_passed_through():
         TrainingPlan,
         TrainTask,
     )
-    from volary_workflows.rollout.messages import (
-        ApprovalDecision,
-        Rollout,
-        RolloutStatus,
-        State,
-        Subject,
-    )
+    from volary_workflows.rollout.messages import Rollout, RolloutStatus, State
+    from volary_workflows.rollout.tasks import ApprovalDecision, Subject
 
 RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=500),
@@ -57,6 +53,7 @@ RETRY = RetryPolicy(
 SHORT, LONG = timedelta(minutes=1), timedelta(hours=12)
 HEARTBEAT = timedelta(seconds=20)
 PATIENCE = timedelta(hours=24)
+SEARCHABLE = "searchable"
 LONG_ACTIVITIES = ("pull_source", "build_training_set", "train", "judge_gate")
 
 
@@ -72,6 +69,7 @@ class RetrainWorkflow:
     @workflow.run
     async def run(self, retrain: Retrain) -> RetrainStatus:  # noqa: ARG002 - read in __init__
         """Go through the stages; the result says what happened."""
+        self._show()
         try:
             await self._learn()
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
@@ -245,7 +243,19 @@ class RetrainWorkflow:
         return str(uuid.uuid5(uuid.UUID(workflow.info().first_execution_run_id), step))
 
     def _note(self, **changes: Any) -> None:
-        self._status = replace(self._status, **changes)
+        before = self._status
+        self._status = replace(before, **changes)
+        if (before.stage, before.outcome) != (self._status.stage, self._status.outcome):
+            self._show()
+
+    def _show(self) -> None:
+        """Let Temporal's lists be filtered by what the retrain is doing, or how it ended."""
+        if workflow.patched(SEARCHABLE):
+            status = self._status
+            state = status.outcome if status.stage == Stage.DONE else status.stage
+            workflow.upsert_search_attributes(
+                searchable(self._retrain.project, status.model, state)
+            )
 
     def _end(self, outcome: Outcome, reason: str) -> None:
         self._note(outcome=outcome, reason=reason, stage=Stage.DONE)

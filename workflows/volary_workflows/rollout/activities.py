@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
@@ -22,34 +23,41 @@ from volary.gateway.v1 import (
 )
 from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
+from volary_kit.clock import Clock
 from volary_kit.errors import FailedPrecondition, NotFound
+from volary_kit.timestamps import to_us
 
 from volary_workflows.judge.inputs import QUANTILES, Inputs
 from volary_workflows.judge.series import freeze_thresholds
 from volary_workflows.judge.verdict import Verdict, judge
 from volary_workflows.rollout.evidence import cells_of, edges_of, latency_of, step_calls
-from volary_workflows.rollout.messages import (
-    WHOLE,
+from volary_workflows.rollout.messages import WHOLE, Look, RolloutSpec
+from volary_workflows.rollout.names import model_name, traffic_name, version_name
+from volary_workflows.rollout.tasks import (
     ApprovalDecision,
     JudgeTask,
-    Look,
+    Notice,
     Preflight,
-    RolloutSpec,
     Subject,
     TrafficChange,
     TrafficState,
 )
+from volary_workflows.rollout.webhooks import Webhooks
 
 READY_WAIT_S = 5.0
 DRAIN_S = 3.0
 EFFECT_POLL_S = 0.1
 MISSING_KEY = "MISSING_KEY_BASELINE"
+MICROS = 1_000_000
+WENT_BACK = (traffic_pb2.CAUSE_ROLLBACK, traffic_pb2.CAUSE_BREAK_GLASS, traffic_pb2.CAUSE_BRAKE)
 
 
 class RolloutActivities:
     """The activities of `RolloutWorkflow`, over channels to gateway and registry."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, webhooks: Webhooks, clock: Clock) -> None:
+        self._webhooks = webhooks
+        self._clock = clock
         gateway, registry = channels.to("gateway"), channels.to("registry")
         self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(gateway)
         self._replicas = replica_service_pb2_grpc.ReplicaServiceStub(gateway)
@@ -74,8 +82,28 @@ class RolloutActivities:
             approval=model_pb2.ApprovalState.Name(version.approval.state),
             approved_by=version.approval.principal,
             thresholds_us=await self._thresholds(subject, traffic) if traffic else [],
-            problems=list(_refusals(spec, version, production)),
+            problems=[*_refusals(spec, version, production), *self._hooks(spec)],
+            approval_comment=version.approval.comment,
+            approved_at_s=to_us(version.approval.decide_time) / MICROS,
+            cooling_s=self._cooling_s(spec, traffic),
         )
+
+    def _hooks(self, spec: RolloutSpec) -> Iterator[str]:
+        for i, hook in enumerate(spec.notify):
+            if not self._webhooks.allows(hook.url):
+                yield f"notify[{i}].url: its origin is not in the allow-list of web hooks"
+
+    def _cooling_s(self, spec: RolloutSpec, traffic: traffic_pb2.Traffic | None) -> float:
+        """Return how long the cooldown lasts since traffic last went back."""
+        if traffic is None or traffic.cause not in WENT_BACK:
+            return 0.0
+        since_s = (self._clock.now_us() - to_us(traffic.update_time)) / MICROS
+        return max(0.0, spec.cooldown_s - since_s)
+
+    @activity.defn
+    async def notify(self, notice: Notice) -> None:
+        """Tell a web hook."""
+        await self._webhooks.post(notice)
 
     @activity.defn
     async def decide_approval(self, decision: ApprovalDecision) -> None:
@@ -165,6 +193,7 @@ class RolloutActivities:
             acknowledged=task.acknowledged,
         )
         verdict = judge(inputs)
+        trial = judge(replace(inputs, guards=task.dry_run)) if task.dry_run else None
         look = Look(
             verdict=verdict.verdict,
             reason_codes=verdict.reason_codes,
@@ -174,12 +203,15 @@ class RolloutActivities:
             exposed_calls=sum(cell.candidate.calls for cell in inputs.cells if not cell.shadow),
             evaluation=task.last.evaluation,
             generation=evidence.generation,
+            dry_run=[f"{trial.verdict}: {text}" for text in trial.reasons] if trial else [],
         )
         if not _is_news(task, look):
             return look
-        return await self._store(task, inputs, verdict, look)
+        return await self._store(task, inputs, verdict, look, trial)
 
-    async def _store(self, task: JudgeTask, inputs: Inputs, verdict: Verdict, look: Look) -> Look:
+    async def _store(
+        self, task: JudgeTask, inputs: Inputs, verdict: Verdict, look: Look, trial: Verdict | None
+    ) -> Look:
         """Store under the look's key; what an earlier attempt stored is what holds."""
         key = f"{task.rollout}.{task.step}.{task.look}"
         stored = await self._registry.CreateEvaluation(
@@ -197,7 +229,7 @@ class RolloutActivities:
                     reasons=verdict.reasons,
                     judge_version=verdict.judge_version,
                     inputs=ParseDict(inputs.to_document(), Struct()),
-                    statistics=ParseDict(verdict.to_document(), Struct()),
+                    statistics=ParseDict(_statistics(task, verdict, trial), Struct()),
                 ),
             )
         )
@@ -262,22 +294,10 @@ def traffic_request(change: TrafficChange) -> traffic_service_pb2.SetTrafficRequ
     return request
 
 
-def model_name(subject: Subject) -> str:
-    """Return the resource name of the model."""
-    return f"projects/{subject.project}/models/{subject.model}"
-
-
-def version_name(subject: Subject) -> str:
-    """Return the resource name of the version."""
-    return f"{model_name(subject)}/versions/{subject.version}"
-
-
-def traffic_name(subject: Subject) -> str:
-    """Return the resource name of the model's traffic."""
-    return f"{model_name(subject)}/traffic"
-
-
 def _refusals(spec: RolloutSpec, version: model_pb2.ModelVersion, production: int) -> Iterator[str]:
+    named = version.name or version_name(Subject(spec.project, spec.model, spec.candidate))
+    if named != version_name(Subject(spec.project, spec.model, spec.candidate)):
+        yield f"candidate: {named} is not a version of {spec.model}"
     if version.approval.state == model_pb2.APPROVAL_STATE_REJECTED:
         yield f"candidate: version {spec.candidate} was rejected by {version.approval.principal}"
     if production == spec.candidate:
@@ -294,6 +314,14 @@ def _refusal(name: str, seen: replica_service_pb2.VersionReadiness) -> Applicati
         type="VERSION_REFUSED",
         non_retryable=True,
     )
+
+
+def _statistics(task: JudgeTask, verdict: Verdict, trial: Verdict | None) -> dict[str, Any]:
+    """Return what the judge found; guards in dry run are beside it with their own finding."""
+    if trial is None:
+        return verdict.to_document()
+    guards = [asdict(guard) for guard in task.dry_run]
+    return verdict.to_document() | {"dry_run": {"guards": guards} | trial.to_document()}
 
 
 def _is_news(task: JudgeTask, look: Look) -> bool:

@@ -8,22 +8,19 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.judge.inputs import TINY_REGRESSION
     from volary_workflows.rollout.messages import (
+        Approved,
         Command,
-        Progress,
-        RolloutSpec,
         RolloutStatus,
         State,
         TrafficStep,
     )
+    from volary_workflows.rollout.running import Running, now_s
 
 WATCHED = (State.SHADOW, State.CANARY, State.PROGRESSING, State.BAKING)
 
 
-class Commanded:
+class Commanded(Running):
     """The updates and the query of a rollout; a validator refuses what its state does not allow."""
-
-    _spec: RolloutSpec
-    _progress: Progress
 
     @workflow.query
     def status(self) -> RolloutStatus:
@@ -45,23 +42,36 @@ class Commanded:
             look=progress.look,
             evaluations=progress.evaluations,
             history=progress.history,
+            approvals=progress.approvals,
+            rejection=progress.rejection,
+            shadow_diff=progress.shadow_diff,
         )
 
     @workflow.update
     def approve(self, command: Command) -> RolloutStatus:
-        """Let the candidate through."""
-        self._progress.approved_by = command.principal
+        """Say yes; the candidate is let through once as many as the quorum have."""
+        progress = self._progress
+        given = [*progress.approvals, Approved(command.principal, command.comment, now_s())]
+        progress.approvals = given
+        if len(given) >= self._spec.approval.quorum:
+            progress.approved_by = ", ".join(each.principal for each in given)
         return self.status()
 
     @workflow.update
     def reject(self, command: Command) -> RolloutStatus:
         """Refuse the candidate; the rollout ends ABORTED."""
         self._progress.rejected_by = command.principal
+        self._progress.rejection = Approved(command.principal, command.comment, now_s())
         return self.status()
 
     @approve.validator
     def _may_approve(self, command: Command) -> None:
         self._may_decide(command)
+        if any(each.principal == command.principal for each in self._progress.approvals):
+            raise ApplicationError(
+                f"{command.principal} has approved already: another must",
+                type="FAILED_PRECONDITION",
+            )
 
     @reject.validator
     def _may_reject(self, command: Command) -> None:
@@ -110,7 +120,7 @@ class Commanded:
 
     @skip_step.validator
     def _may_skip(self, command: Command) -> None:  # noqa: ARG002
-        self._require(*WATCHED)
+        self._require(State.PENDING, State.STAGING, *WATCHED)
 
     @workflow.update
     def abort(self, command: Command) -> RolloutStatus:
@@ -139,7 +149,12 @@ class Commanded:
         if self._progress.is_closing:
             raise ApplicationError("the version is being promoted", type="FAILED_PRECONDITION")
         self._require(
-            State.PENDING, State.VALIDATING, State.AWAITING_APPROVAL, State.LOADING, *WATCHED
+            State.PENDING,
+            State.VALIDATING,
+            State.AWAITING_APPROVAL,
+            State.LOADING,
+            State.STAGING,
+            *WATCHED,
         )
 
     def _require(self, *states: State) -> None:
@@ -147,6 +162,3 @@ class Commanded:
             raise ApplicationError(
                 f"the rollout is {self._progress.state}", type="FAILED_PRECONDITION"
             )
-
-    def _reason(self) -> str:
-        return self._progress.history[-1].reason if self._progress.history else ""

@@ -20,6 +20,7 @@ class State(StrEnum):
     VALIDATING = "VALIDATING"
     AWAITING_APPROVAL = "AWAITING_APPROVAL"
     LOADING = "LOADING"
+    STAGING = "STAGING"
     SHADOW = "SHADOW"
     CANARY = "CANARY"
     PROGRESSING = "PROGRESSING"
@@ -30,6 +31,9 @@ class State(StrEnum):
     ABORTED = "ABORTED"
     FAILED = "FAILED"
     SUPERSEDED = "SUPERSEDED"
+
+
+ENDS = (State.PROMOTED, State.ROLLED_BACK, State.ABORTED, State.FAILED, State.SUPERSEDED)
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,51 @@ class Step:
 
 @dataclass(frozen=True)
 class ApprovalPolicy:
-    """`manual` waits for a person of `who` (anybody when empty) until `expire_s` have passed."""
+    """Who must let a candidate through.
+
+    `manual` waits for `quorum` people of `who` (anybody when empty) until `expire_s` have passed;
+    `required` refuses a candidate that is not approved in the registry beforehand. An approval
+    in the registry counts for `valid_s`, 0 for ever.
+    """
 
     mode: str = "none"
     who: list[str] = field(default_factory=list)
     expire_s: float = 7 * 86_400.0
+    quorum: int = 1
+    valid_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class FreezeWindow:
+    """A time in which no candidate is given more calls; going back is always allowed.
+
+    Either from `start_s` to `end_s`, instants since the epoch, or, with `weekly`, the same hours
+    of every week, both in seconds since Monday 00:00 UTC; `end_s` below `start_s` wraps.
+    """
+
+    start_s: float
+    end_s: float
+    weekly: bool = False
+
+
+@dataclass(frozen=True)
+class BlastRadius:
+    """The most harm a candidate may do before it has passed: share of calls, and calls.
+
+    `max_share` bounds the steps; with `max_exposed_calls` answered and no PASS for the last step
+    the rollout turns back. 0 calls means no bound.
+    """
+
+    max_share: int = WHOLE
+    max_exposed_calls: int = 0
+
+
+@dataclass(frozen=True)
+class Notification:
+    """A web hook that is told when the rollout enters one of the states `on`."""
+
+    url: str
+    on: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,6 +110,8 @@ class RolloutSpec:
     A step that is due and INCONCLUSIVE is extended by its own duration, `max_extensions` times,
     or rolls back at once. `poll_s` 0 looks 100 times a step, every 0.25 to 60 s. `sticky_by` is
     the request header that keeps a user with a version; it allows error guards only.
+    `dry_run` guards are judged and shown, and decide nothing. `start_at_s` 0 starts at once;
+    within `cooldown_s` of a rollout that went back the next one waits.
     """
 
     model: str
@@ -83,6 +129,12 @@ class RolloutSpec:
     poll_s: float = 0.0
     reason: str = ""
     requested_by: str = ""
+    start_at_s: float = 0.0
+    cooldown_s: float = 0.0
+    freeze: list[FreezeWindow] = field(default_factory=list)
+    blast_radius: BlastRadius = field(default_factory=BlastRadius)
+    dry_run: list[Guard] = field(default_factory=list)
+    notify: list[Notification] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,7 +142,7 @@ class Look:
     """One look of the judge; `evaluation` is the registry's key of what it was decided on.
 
     `calls` are the candidate's in this step; `generation` is the traffic's now, above the
-    rollout's own when somebody else wrote.
+    rollout's own when somebody else wrote. `dry_run` is what the guards say that decide nothing.
     """
 
     verdict: str = ""
@@ -101,6 +153,31 @@ class Look:
     exposed_calls: int = 0
     evaluation: str = ""
     generation: int = 0
+    dry_run: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ShadowDiff:
+    """What the paired answers of a shadow say, in short; `evaluation` is where all of it is.
+
+    `agreement` is the share of pairs with the same decision, `score_shift` the mean of candidate
+    less baseline.
+    """
+
+    pairs: int = 0
+    agreement: float = 0.0
+    score_shift: float = 0.0
+    summary: list[str] = field(default_factory=list)
+    evaluation: str = ""
+
+
+@dataclass(frozen=True)
+class Approved:
+    """One person's yes, or no, with what they said."""
+
+    principal: str
+    comment: str = ""
+    at_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +228,10 @@ class Progress:
     look: Look = field(default_factory=Look)
     evaluations: list[str] = field(default_factory=list)
     history: list[Transition] = field(default_factory=list)
+    approvals: list[Approved] = field(default_factory=list)
+    rejection: Approved | None = None
+    held_s: float = 0.0
+    shadow_diff: ShadowDiff | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +260,9 @@ class RolloutStatus:
     look: Look
     evaluations: list[str]
     history: list[Transition]
+    approvals: list[Approved] = field(default_factory=list)
+    rejection: Approved | None = None
+    shadow_diff: ShadowDiff | None = None
 
 
 @dataclass(frozen=True)
@@ -187,82 +271,3 @@ class Command:
 
     principal: str = ""
     comment: str = ""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A version of a model: what the small activities are about."""
-
-    project: str
-    model: str
-    version: int
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What validation found: the baseline 0 when nothing is in production yet."""
-
-    digest: str
-    baseline: int
-    generation: int
-    approval: str
-    approved_by: str
-    thresholds_us: list[int]
-    problems: list[str]
-
-
-@dataclass(frozen=True)
-class ApprovalDecision:
-    """A decision to record in the registry."""
-
-    subject: Subject
-    approved: bool
-    principal: str
-    comment: str
-    request_id: str
-
-
-@dataclass(frozen=True)
-class TrafficChange:
-    """A write of traffic; `weight` is the candidate's share, the rest is the baseline's."""
-
-    subject: Subject
-    baseline: int
-    weight: int
-    shadow: int
-    step: str
-    rollout: str
-    cause: str
-    expected_generation: int
-    request_id: str
-    sticky_by: str = ""
-    production: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class TrafficState:
-    """What traffic is after a write, or now; `rollout` is the id of the one that wrote it."""
-
-    generation: int
-    cause: str
-    rollout: str
-
-
-@dataclass(frozen=True)
-class JudgeTask:
-    """A look to take; it is stored when it decides or differs from `last`."""
-
-    subject: Subject
-    baseline: int
-    rollout: str
-    step: str
-    guards: list[Guard]
-    written: list[TrafficStep]
-    thresholds_us: list[int]
-    sticky: bool
-    acknowledged: list[str]
-    is_due: bool
-    look: int
-    last: Look

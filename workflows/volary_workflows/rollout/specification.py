@@ -1,36 +1,32 @@
-"""Read and check the specification of a rollout; every problem names its field."""
+"""Read the declared specification of a rollout; every problem names its field."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from volary_workflows.judge.inputs import ERROR_RATE, JUDGED_KINDS, LATENCY_QUANTILE, Guard
+from volary_workflows.judge.inputs import ERROR_RATE, LATENCY_QUANTILE, Guard
 from volary_workflows.rollout.messages import (
     WHOLE,
     ApprovalPolicy,
+    BlastRadius,
+    FreezeWindow,
+    Notification,
     RolloutSpec,
     ShadowStage,
     Step,
 )
+from volary_workflows.rollout.soundness import SpecificationError, require_sound
+
+__all__ = ["SpecificationError", "read_specification", "require_sound"]
 
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-LONGEST_S = 30 * 86_400.0
-MOST_STEPS = 50
 LATENCY_EFFECT = 0.05  # 5 more of 100 calls slower than a threshold
-LATER_KINDS = ("quality", "prediction_distribution", "business")
-ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
-HEADER = re.compile(r"[a-z0-9-]{0,64}")
-
-
-class SpecificationError(ValueError):
-    """The specification is wrong; `problems` maps each field to what is wrong with it."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        self.problems = dict(problems)
-        super().__init__("; ".join(f"{field}: {text}" for field, text in problems.items()))
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WEEKLY = re.compile(r"(mon|tue|wed|thu|fri|sat|sun) (\d\d):(\d\d)")
 
 
 def read_specification(
@@ -43,9 +39,11 @@ def read_specification(
     reader = _Reader()
     known = {
         "shadow", "steps", "bake", "guards", "approval", "on_inconclusive", "max_extensions",
-        "on_breach", "sticky_by", "poll",
+        "on_breach", "sticky_by", "poll", "start_at", "cooldown", "freeze", "blast_radius",
+        "notify",
     }  # fmt: skip
     reader.only(document, known, "")
+    deciding, dry_run = reader.guards(document)
     spec = RolloutSpec(
         model=model,
         candidate=candidate,
@@ -53,108 +51,23 @@ def read_specification(
         shadow=reader.shadow(document.get("shadow")),
         steps=[reader.step(row, i) for i, row in enumerate(reader.rows(document, "steps"))],
         bake_s=reader.seconds(document.get("bake", "24h"), "bake"),
-        guards=[reader.guard(row, i) for i, row in enumerate(reader.rows(document, "guards"))]
-        or [Guard()],
+        guards=deciding,
         approval=reader.approval(document.get("approval")),
         on_inconclusive=str(document.get("on_inconclusive", "extend")),
         max_extensions=reader.whole(document.get("max_extensions", 20), "max_extensions"),
         on_breach=str(document.get("on_breach", "rollback")),
         sticky_by=str(document.get("sticky_by", "")),
         poll_s=reader.seconds(document.get("poll", 0), "poll"),
+        start_at_s=reader.instant(document.get("start_at", 0), "start_at"),
+        cooldown_s=reader.seconds(document.get("cooldown", 0), "cooldown"),
+        freeze=[reader.freeze(row, i) for i, row in enumerate(reader.rows(document, "freeze"))],
+        blast_radius=reader.blast_radius(document.get("blast_radius")),
+        dry_run=dry_run,
+        notify=[reader.hook(row, i) for i, row in enumerate(reader.rows(document, "notify"))],
         **more,
     )
     require_sound(spec, reader.problems)
     return spec
-
-
-def require_sound(spec: RolloutSpec, problems: Mapping[str, str] | None = None) -> None:
-    """Raise SpecificationError with everything that is wrong, after `problems` found before."""
-    found = dict(problems or {})
-    for field, text in _problems(spec):
-        found.setdefault(field, text)
-    if found:
-        raise SpecificationError(found)
-
-
-def _problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if not ID.fullmatch(spec.model):
-        yield "model", "must be a model id"
-    if not ID.fullmatch(spec.project):
-        yield "project", "must be a project id"
-    if spec.candidate < 1:
-        yield "candidate", "must be a version number"
-    yield from _stage_problems(spec)
-    yield from _step_problems(spec.steps)
-    yield from _guard_problems(spec)
-    if spec.approval.mode not in ("none", "manual"):
-        yield "approval.mode", "must be none or manual"
-    if not 0 < spec.approval.expire_s <= LONGEST_S:
-        yield "approval.expire", "must be above 0 and at most 30 days"
-    if spec.on_inconclusive not in ("extend", "rollback"):
-        yield "on_inconclusive", "must be extend or rollback"
-    if spec.on_breach != "rollback":
-        yield "on_breach", "must be rollback"
-    if not 0 <= spec.max_extensions <= 10_000:
-        yield "max_extensions", "must be in 0..10000"
-    if not HEADER.fullmatch(spec.sticky_by):
-        yield "sticky_by", "must be the name of a request header, in lower case"
-
-
-def _stage_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if not 0 < spec.bake_s <= LONGEST_S:
-        yield "bake", "must be above 0 and at most 30 days"
-    if not (spec.poll_s == 0 or 0.05 <= spec.poll_s <= 86_400):
-        yield "poll", "must be 50 ms to 24 h"
-    if spec.shadow is None:
-        return
-    if not 0 < spec.shadow.fraction <= 1:
-        yield "shadow.fraction", "must be above 0 % and at most 100 %"
-    if not 0 < spec.shadow.min_duration_s <= LONGEST_S:
-        yield "shadow.min_duration", "must be above 0 and at most 30 days"
-    if spec.shadow.min_requests < 1:
-        yield "shadow.min_requests", "must be 1 or more"
-
-
-def _step_problems(steps: list[Step]) -> Iterator[tuple[str, str]]:
-    if not 1 <= len(steps) <= MOST_STEPS:
-        yield "steps", f"must be 1 to {MOST_STEPS} steps"
-    before = 0
-    for i, step in enumerate(steps):
-        if not 0 < step.weight <= WHOLE:
-            yield f"steps[{i}].weight", "must be above 0 % and at most 100 %"
-        elif step.weight <= before:
-            yield f"steps[{i}].weight", "must be above the step before"
-        if not 0 < step.min_duration_s <= LONGEST_S:
-            yield f"steps[{i}].min_duration", "must be above 0 and at most 30 days"
-        if step.min_requests < 1:
-            yield f"steps[{i}].min_requests", "must be 1 or more"
-        before = max(before, step.weight)
-
-
-def _guard_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if not spec.guards:
-        yield "guards", "must be 1 or more"
-    for i, guard in enumerate(spec.guards):
-        at = f"guards[{i}]"
-        if guard.kind in LATER_KINDS:
-            yield f"{at}.kind", f"{guard.kind} is not judged by this version"
-        elif guard.kind not in JUDGED_KINDS:
-            yield f"{at}.kind", f"must be one of {', '.join(JUDGED_KINDS)}"
-        elif guard.kind != ERROR_RATE and spec.sticky_by:
-            yield f"{at}.kind", "sticky users are compared by their first error only"
-        if not 0 < guard.alpha < 1:
-            yield f"{at}.alpha", "must be between 0 and 1"
-        if not 0 < guard.margin <= 100:
-            yield f"{at}.margin", "must be above 0 and at most 100"
-        if not 0 <= guard.ceiling < 1:
-            yield f"{at}.ceiling", "must be a share below 1"
-        if not 0 <= guard.min_effect < 1:
-            yield f"{at}.min_effect", "must be a share below 1"
-        if guard.limit_us < 0:
-            yield f"{at}.limit", "must not be negative"
-    alphas = [guard.alpha for guard in spec.guards]
-    if all(0 < alpha < 1 for alpha in alphas) and sum(alphas) >= 1:
-        yield "guards", "their alphas must sum to less than 1"
 
 
 class _Reader:
@@ -197,10 +110,16 @@ class _Reader:
             self.whole(row.get("min_requests", 100), f"{at}min_requests"),
         )
 
+    def guards(self, document: Mapping[str, Any]) -> tuple[list[Guard], list[Guard]]:
+        """Return the guards that decide, one for errors when none is declared, and the others."""
+        rows = list(enumerate(self.rows(document, "guards")))
+        deciding = [self.guard(row, i) for i, row in rows if not row.get("dry_run")]
+        return deciding or [Guard()], [self.guard(row, i) for i, row in rows if row.get("dry_run")]
+
     def guard(self, row: Mapping[str, Any], i: int) -> Guard:
         at = f"guards[{i}]."
         numbers = {"alpha", "margin", "ceiling", "min_effect"}
-        self.only(row, {*numbers, "metric", "kind", "limit", "promotes"}, at)
+        self.only(row, {*numbers, "metric", "kind", "limit", "promotes", "dry_run"}, at)
         kind = str(row.get("kind", ERROR_RATE))
         read: dict[str, Any] = {
             name: self.share(row[name], f"{at}{name}") for name in numbers if name in row
@@ -219,12 +138,60 @@ class _Reader:
         if not isinstance(row, Mapping):
             self.problems["approval"] = "must be an object"
             return ApprovalPolicy()
-        self.only(row, {"mode", "who", "expire"}, "approval.")
+        self.only(row, {"mode", "who", "expire", "quorum", "valid"}, "approval.")
         return ApprovalPolicy(
             str(row.get("mode", "none")),
             [str(each) for each in row.get("who", [])],
             self.seconds(row.get("expire", "7d"), "approval.expire"),
+            self.whole(row.get("quorum", 1), "approval.quorum"),
+            self.seconds(row.get("valid", 0), "approval.valid"),
         )
+
+    def freeze(self, row: Mapping[str, Any], i: int) -> FreezeWindow:
+        at = f"freeze[{i}]."
+        self.only(row, {"weekly", "start", "end"}, at)
+        weekly = bool(row.get("weekly"))
+        read = self.hour_of_week if weekly else self.instant
+        return FreezeWindow(
+            read(row.get("start"), f"{at}start"), read(row.get("end"), f"{at}end"), weekly
+        )
+
+    def blast_radius(self, row: Any) -> BlastRadius:
+        if row is None:
+            return BlastRadius()
+        if not isinstance(row, Mapping):
+            self.problems["blast_radius"] = "must be an object"
+            return BlastRadius()
+        self.only(row, {"max_share", "max_exposed_calls"}, "blast_radius.")
+        return BlastRadius(
+            round(self.share(row.get("max_share", 1.0), "blast_radius.max_share") * WHOLE),
+            self.whole(row.get("max_exposed_calls", 0), "blast_radius.max_exposed_calls"),
+        )
+
+    def hook(self, row: Mapping[str, Any], i: int) -> Notification:
+        self.only(row, {"url", "on"}, f"notify[{i}].")
+        on = row.get("on", [])
+        if not isinstance(on, list):
+            self.problems[f"notify[{i}].on"] = "must be a list of states"
+            on = []
+        return Notification(str(row.get("url", "")), [str(each).upper() for each in on])
+
+    def instant(self, value: Any, field: str) -> float:
+        if value == 0:
+            return 0.0
+        try:
+            time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        except ValueError:
+            self.problems[field] = "must be an instant such as 2026-12-24T18:00:00Z"
+            return 0.0
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+    def hour_of_week(self, value: Any, field: str) -> float:
+        match = WEEKLY.fullmatch(str(value).lower())
+        if match is None or int(match[2]) > 23 or int(match[3]) > 59:
+            self.problems[field] = "must be a day and hour, UTC, such as Fri 18:00"
+            return 0.0
+        return DAYS.index(match[1]) * 86_400.0 + int(match[2]) * 3_600.0 + int(match[3]) * 60.0
 
     def seconds(self, value: Any, field: str) -> float:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value))

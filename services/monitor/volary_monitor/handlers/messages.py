@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,10 +20,14 @@ from volary.monitor.v1.monitor_pb2 import (
     LoggedPrediction,
     MonitorPolicy,
     Quality,
+    ShadowComparison,
+    ShadowSide,
+    ShadowSlice,
 )
 from volary_kit.timestamps import from_us
 
 from volary_monitor.domain import quality
+from volary_monitor.domain.shadows import ShadowDiff
 from volary_monitor.domain.windows import Span
 from volary_monitor.store.alerts import FIRING, RESOLVED
 
@@ -122,3 +127,25 @@ def prediction_of(row: Row) -> LoggedPrediction:
     if row.label_known_us is not None:
         reply.label_known_at.CopyFrom(from_us(row.label_known_us))
     return reply
+
+
+def comparison_of(found: ShadowDiff) -> ShadowComparison:
+    """Return the message of a shadow's comparison."""
+    labelled = found.labelled
+    return ShadowComparison(
+        pairs=found.pairs,
+        agreeing=found.agreeing,
+        mean_shift=found.mean_shift,
+        mean_absolute_shift=found.mean_absolute_shift,
+        largest_shift=found.largest_shift,
+        candidate=ShadowSide(**asdict(found.candidate)),
+        baseline=ShadowSide(**asdict(found.baseline)),
+        edges=found.edges,
+        bins=[count for row in found.bins for count in row],
+        labelled=labelled.pairs,
+        only_candidate_wrong=labelled.only_candidate_wrong,
+        only_baseline_wrong=labelled.only_baseline_wrong,
+        brier_difference=labelled.total,
+        brier_difference_squares=labelled.squares,
+        slices=[ShadowSlice(**asdict(each)) for each in found.slices],
+    )

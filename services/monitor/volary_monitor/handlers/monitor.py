@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from volary.monitor.v1 import monitor_service_pb2 as pb
-from volary.monitor.v1.monitor_pb2 import Alert, MonitorPolicy, Quality
+from volary.monitor.v1.monitor_pb2 import Alert, MonitorPolicy, Quality, ShadowComparison
 from volary.monitor.v1.monitor_service_pb2_grpc import MonitorServiceServicer
 from volary_kit import documents, names
 from volary_kit.calls import current_call
@@ -22,10 +22,12 @@ from volary_kit.pages import cut, page_of
 from volary_kit.timestamps import to_us
 
 from volary_monitor.domain import policy
+from volary_monitor.domain.shadows import Pairing
 from volary_monitor.domain.truth import Truth
 from volary_monitor.domain.windows import Span, window_of
 from volary_monitor.handlers import messages
 from volary_monitor.judging import Judge
+from volary_monitor.shadow_reader import ShadowReader
 from volary_monitor.store import alerts, policies, predictions, truths, windows
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,14 +35,18 @@ POLICY = "projects/{project}/monitorPolicies/{policy}"
 MODEL = "projects/{project}/models/{model}"
 ALERT = "projects/{project}/alerts/{alert}"
 LOOK_EVERY_S = 0.25
+EVEN = 0.5
 EARLIEST_US, LATEST_US = -(1 << 62), 1 << 62
 
 
 class MonitorHandler(MonitorServiceServicer):
     """Policies, quality, drift, alerts, predictions, on Postgres."""
 
-    def __init__(self, database: Database, judge: Judge, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, judge: Judge, shadows: ShadowReader, clock: Clock
+    ) -> None:
         self._database = database
+        self._shadows = shadows
         self._judge = judge
         self._clock = clock
 
@@ -188,6 +194,16 @@ class MonitorHandler(MonitorServiceServicer):
         return pb.RecordTruthResponse(
             recorded=recorded.new, duplicates=recorded.duplicates, corrected=recorded.corrected
         )
+
+    async def CompareShadow(
+        self, request: pb.CompareShadowRequest, context: Context
+    ) -> ShadowComparison:
+        ids = names.parse(MODEL, request.model, field="model")
+        pairing = Pairing(
+            request.candidate_version, request.baseline_version, request.threshold or EVEN
+        )
+        found = await self._shadows.compare(ids["project"], ids["model"], request.rollout, pairing)
+        return messages.comparison_of(found)
 
     async def ListPredictions(
         self, request: pb.ListPredictionsRequest, context: Context

@@ -118,3 +118,26 @@ async def page(
     if page.after is not None:
         statement = statement.where(P.position < int(page.after))
     return (await transaction.execute(statement.limit(page.limit))).all()
+
+
+def _on_route(project: str, model: str, prefix: str) -> sa.ColumnElement[bool]:
+    return (P.project == project) & (P.model == model) & P.route.startswith(prefix, autoescape=True)
+
+
+async def route_span(
+    transaction: Transaction, project: str, model: str, prefix: str
+) -> tuple[int, int] | None:
+    """Return the first and last event time of what went the routes, None when nothing did."""
+    statement = sa.select(sa.func.min(P.event_us), sa.func.max(P.event_us))
+    found = await transaction.execute(statement.where(_on_route(project, model, prefix)))
+    first_us, last_us = found.one()
+    return None if first_us is None else (first_us, last_us)
+
+
+async def route_labels(
+    transaction: Transaction, project: str, model: str, prefix: str
+) -> Sequence[Row]:
+    """Return (subject, label) of what went the routes, as far as it is known."""
+    statement = sa.select(P.subject, T.label).select_from(predictions.join(truths, JOINED))
+    statement = statement.where(_on_route(project, model, prefix), P.subject != "").distinct()
+    return (await transaction.execute(statement)).all()

@@ -23,23 +23,19 @@ from volary.registry.v1 import model_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.errors import Aborted, NotFound
 from volary_kit.outgoing.dress import MeshDress
+from volary_kit.testing import ManualClock
 from volary_workflows.failures import failure_of
 from volary_workflows.judge.inputs import Guard
 from volary_workflows.judge.verdict import recompute
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.evidence import cells_of, is_error
-from volary_workflows.rollout.messages import (
-    JudgeTask,
-    Look,
-    RolloutSpec,
-    Step,
-    Subject,
-    TrafficChange,
-    TrafficStep,
-)
+from volary_workflows.rollout.messages import Look, RolloutSpec, Step, TrafficStep
+from volary_workflows.rollout.tasks import JudgeTask, Subject, TrafficChange
+from volary_workflows.rollout.webhooks import Webhooks
 
 SUBJECT = Subject("default", "delays", 2, "sha256:" + "0" * 64)
 EDGES = [1_000, 10_000]
+CLOCK = ManualClock(1_000 * 1_000_000)
 
 
 @dataclass
@@ -107,7 +103,7 @@ async def serving(peers):
     await server.start()
     channels = Channels("workflows", {"gateway": address, "registry": address}, MeshDress())
     try:
-        yield RolloutActivities(channels)
+        yield RolloutActivities(channels, Webhooks(["https://hooks.test"]), CLOCK)
     finally:
         await channels.close()
         await server.stop(None)

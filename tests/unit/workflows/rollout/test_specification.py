@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 from volary_workflows.judge.inputs import Guard
-from volary_workflows.rollout.messages import ApprovalPolicy, RolloutSpec, ShadowStage, Step
+from volary_workflows.rollout.messages import (
+    ApprovalPolicy,
+    BlastRadius,
+    FreezeWindow,
+    Notification,
+    RolloutSpec,
+    ShadowStage,
+    Step,
+)
 from volary_workflows.rollout.specification import (
     SpecificationError,
     read_specification,
@@ -66,10 +74,14 @@ def test_texts_become_numbers():
         ({"guards": [Guard(kind="quality")]}, "guards[0].kind"),
         ({"guards": [Guard(alpha=0)]}, "guards[0].alpha"),
         ({"guards": [Guard(alpha=1)]}, "guards[0].alpha"),
-        ({"guards": [Guard(alpha=0.6), Guard("b", alpha=0.6)]}, "guards"),
+        ({"guards": [Guard(alpha=1.01)]}, "guards[0].alpha"),
+        ({"guards": [Guard(alpha=float("nan"))]}, "guards[0].alpha"),
+        ({"guards": [Guard("vibes")]}, "guards[0].metric"),
+        ({"dry_run": [Guard("vibes")]}, "dry_run[0].metric"),
+        ({"guards": [Guard(alpha=0.6), Guard(alpha=0.6)]}, "guards"),
         ({"guards": [Guard(margin=0)]}, "guards[0].margin"),
         ({"guards": [Guard(ceiling=1)]}, "guards[0].ceiling"),
-        ({"guards": [Guard(kind="latency_quantile")], "sticky_by": "user"}, "guards[0].kind"),
+        ({"guards": [Guard("latency", "latency_quantile")], "sticky_by": "u"}, "guards[0].kind"),
         ({"approval": ApprovalPolicy("perhaps")}, "approval.mode"),
         ({"on_inconclusive": "hope"}, "on_inconclusive"),
         ({"on_breach": "shrug"}, "on_breach"),
@@ -78,6 +90,23 @@ def test_texts_become_numbers():
         ({"model": "../etc"}, "model"),
         ({"candidate": 0}, "candidate"),
         ({"poll_s": 0.001}, "poll"),
+        ({"steps": [Step(500), Step(400)]}, "steps[1].weight"),
+        ({"steps": [Step(-1)]}, "steps[0].weight"),
+        ({"bake_s": float("inf")}, "bake"),
+        ({"approval": ApprovalPolicy("manual", quorum=0)}, "approval.quorum"),
+        ({"approval": ApprovalPolicy("manual", ["principals/ada"], quorum=2)}, "approval.quorum"),
+        ({"approval": ApprovalPolicy("none", quorum=2)}, "approval.quorum"),
+        ({"approval": ApprovalPolicy("manual", valid_s=-1)}, "approval.valid"),
+        ({"start_at_s": 1e12}, "start_at"),
+        ({"cooldown_s": -1}, "cooldown"),
+        ({"freeze": [FreezeWindow(10.0, 5.0)]}, "freeze[0]"),
+        ({"freeze": [FreezeWindow(0.0, 8 * 86_400.0, weekly=True)]}, "freeze[0]"),
+        ({"blast_radius": BlastRadius(2_000)}, "steps[1].weight"),
+        ({"blast_radius": BlastRadius(0)}, "blast_radius.max_share"),
+        ({"blast_radius": BlastRadius(max_exposed_calls=-1)}, "blast_radius.max_exposed_calls"),
+        ({"notify": [Notification("file:///etc/passwd")]}, "notify[0].url"),
+        ({"notify": [Notification("https://ada:secret@hooks.test")]}, "notify[0].url"),
+        ({"notify": [Notification("https://hooks.test", ["LUNCH"])]}, "notify[0].on"),
     ],
 )
 def test_a_wrong_field_is_named(change, field):
@@ -97,7 +126,22 @@ def test_a_wrong_field_is_named(change, field):
         ({"steps": [{"weight": "10%"}], "canary": True}, "canary"),
         ({"steps": [{"weight": "10%"}], "shadow": 1}, "shadow"),
         ({"steps": [{"weight": "10%"}], "bake": float("nan")}, "bake"),
-        ({"steps": [{"weight": "10%"}], "approval": {"quorum": 2}}, "approval.quorum"),
+        ({"steps": [{"weight": "10%"}], "approval": {"votes": 2}}, "approval.votes"),
+        ({"steps": [{"weight": "0%"}]}, "steps[0].weight"),
+        ({"steps": [{"weight": "101%"}]}, "steps[0].weight"),
+        ({"steps": [{"weight": "10%"}], "bake": "0s"}, "bake"),
+        ({"steps": [{"weight": "10%"}], "bake": "3650d"}, "bake"),
+        ({"steps": [{"weight": "10%"}], "start_at": "soon"}, "start_at"),
+        ({"steps": [{"weight": "10%"}], "freeze": [{"start": "x", "end": "y"}]}, "freeze[0].start"),
+        (
+            {
+                "steps": [{"weight": "10%"}],
+                "freeze": [{"weekly": True, "start": "Fri 25:00", "end": "Mon 06:00"}],
+            },
+            "freeze[0].start",
+        ),
+        ({"steps": [{"weight": "10%"}], "notify": [{"url": "nowhere"}]}, "notify[0].url"),
+        ({"steps": [{"weight": "10%"}], "blast_radius": 3}, "blast_radius"),
     ],
 )
 def test_a_wrong_declaration_is_named(document, field):
@@ -108,3 +152,40 @@ def test_a_wrong_declaration_is_named(document, field):
 
 def test_a_sound_specification_is_let_through():
     require_sound(SOUND)
+
+
+def test_a_production_plan_is_read_whole():
+    spec = read(
+        {
+            "steps": [{"weight": "1%"}, {"weight": "20%"}],
+            "guards": [
+                {"kind": "error_rate"},
+                {"kind": "latency_quantile", "metric": "latency", "dry_run": True},
+            ],
+            "approval": {
+                "mode": "manual",
+                "who": ["principals/ada", "principals/bob"],
+                "quorum": 2,
+                "valid": "2d",
+            },
+            "start_at": "2026-12-01T08:00:00Z",
+            "cooldown": "6h",
+            "freeze": [
+                {"weekly": True, "start": "Fri 18:00", "end": "Mon 06:00"},
+                {"start": "2026-12-24T00:00:00Z", "end": "2026-12-27T00:00:00Z"},
+            ],
+            "blast_radius": {"max_share": "20%", "max_exposed_calls": 5_000},
+            "notify": [{"url": "https://hooks.test/volary", "on": ["promoted", "rolled_back"]}],
+        }
+    )
+    assert spec.bake_s == 86_400.0
+    assert ([guard.kind for guard in spec.guards], [guard.kind for guard in spec.dry_run]) == (
+        ["error_rate"],
+        ["latency_quantile"],
+    )
+    assert (spec.approval.quorum, spec.approval.valid_s) == (2, 172_800.0)
+    assert spec.start_at_s == 1_796_112_000.0
+    assert spec.freeze[0] == FreezeWindow(4 * 86_400.0 + 64_800.0, 21_600.0, weekly=True)
+    assert spec.freeze[1].end_s - spec.freeze[1].start_s == 3 * 86_400.0
+    assert spec.blast_radius == BlastRadius(2_000, 5_000)
+    assert spec.notify == [Notification("https://hooks.test/volary", ["PROMOTED", "ROLLED_BACK"])]

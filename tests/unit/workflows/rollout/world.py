@@ -12,15 +12,21 @@ from temporalio.exceptions import ApplicationError
 from volary_workflows.identifiers import rollout_workflow_id
 from volary_workflows.judge.inputs import Guard
 from volary_workflows.rollout.messages import (
-    ApprovalDecision,
-    JudgeTask,
     Look,
-    Preflight,
     Rollout,
     RolloutSpec,
     RolloutStatus,
+    ShadowDiff,
     ShadowStage,
     Step,
+)
+from volary_workflows.rollout.tasks import (
+    ApprovalDecision,
+    JudgeTask,
+    Notice,
+    Preflight,
+    ShadowTask,
+    StagingReport,
     Subject,
     TrafficChange,
     TrafficState,
@@ -68,6 +74,13 @@ class World:
     mute_step: str = ""
     lossy: set[int] = field(default_factory=set)
     is_blind: bool = False
+    approved_at_s: float = 0.0
+    cooling_s: list[float] = field(default_factory=list)
+    staging: list[str] = field(default_factory=list)
+    staged: int = 0
+    notices: list[Notice] = field(default_factory=list)
+    is_deaf: bool = False
+    is_unwatched: bool = False
 
     @activity.defn
     async def check_rollout(self, spec: RolloutSpec) -> Preflight:
@@ -79,6 +92,9 @@ class World:
             self.approved_by,
             [1_000, 5_000],
             self.problems,
+            "good work",
+            self.approved_at_s,
+            self.cooling_s.pop(0) if self.cooling_s else 0.0,
         )
 
     @activity.defn
@@ -91,6 +107,23 @@ class World:
             raise ApplicationError("refused", type=self.load_failure, non_retryable=True)
         self.loaded.add(subject.version)
         return 2
+
+    @activity.defn
+    async def stage_version(self, subject: Subject) -> StagingReport:
+        self.staged += 1
+        return StagingReport(5, self.staging)
+
+    @activity.defn
+    async def report_shadow(self, task: ShadowTask) -> ShadowDiff:
+        if self.is_unwatched:
+            raise ApplicationError("no monitor", type="PEER_NOT_CONFIGURED")
+        return ShadowDiff(100, 0.97, 0.01, ["97.00% of 100 pairs agree"], task.key)
+
+    @activity.defn
+    async def notify(self, notice: Notice) -> None:
+        if self.is_deaf:
+            raise ApplicationError("nobody is there", type="WEBHOOK_UNREACHABLE")
+        self.notices.append(notice)
 
     @activity.defn
     async def unload_version(self, subject: Subject) -> bool:
@@ -149,6 +182,9 @@ class World:
             self.check_rollout,
             self.decide_approval,
             self.load_version,
+            self.stage_version,
+            self.notify,
+            self.report_shadow,
             self.unload_version,
             self.set_traffic,
             self.read_traffic,

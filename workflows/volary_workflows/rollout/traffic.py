@@ -1,0 +1,125 @@
+"""How a rollout writes the traffic, finds out who else did, and goes back."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from volary_workflows.rollout.messages import State, TrafficStep
+    from volary_workflows.rollout.running import PATIENCE, Ended, Running, type_of
+    from volary_workflows.rollout.tasks import TrafficChange, TrafficState
+
+STALE = "STALE_GENERATION"
+BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
+
+
+class TrafficWrites(Running):
+    """Fenced writes: whoever else writes the traffic ends the rollout."""
+
+    async def _write(
+        self, step: str, *, weight: int, shadow: int = 0, cause: str = "STEP", production: int = 0
+    ) -> None:
+        """Write a step of the traffic once; what continued as new finds it written."""
+        written = self._progress.written
+        if not written or written[-1].step != step:
+            await self._put(step, weight, shadow, cause, production)
+
+    async def _renew(self, step: str) -> None:
+        """Begin a new interval of the same step: what is lost of the old one stays lost."""
+        self._progress.doubted_s = 0.0
+        last = self._progress.written[-1]
+        await self._put(step, last.weight, last.shadow, "STEP", 0)
+
+    async def _put(self, step: str, weight: int, shadow: int, cause: str, production: int) -> None:
+        self._heed_stop()
+        progress = self._progress
+        change = self._change(step, weight, shadow, cause, production)
+        progress.is_exposed = True  # from here on a lost reply may hide a write that was made
+        try:
+            after = await self._call("set_traffic", change, TrafficState, PATIENCE)
+        except ActivityError as error:
+            if type_of(error) != STALE:
+                raise
+            await self._explain_fence()
+            raise
+        self._note(step, after.generation, weight, shadow)
+
+    def _note(self, step: str, generation: int, weight: int, shadow: int) -> None:
+        self._progress.generation = generation
+        self._progress.written.append(TrafficStep(step, generation, weight, shadow))
+
+    def _change(
+        self, step: str, weight: int, shadow: int, cause: str, production: int
+    ) -> TrafficChange:
+        progress = self._progress
+        return TrafficChange(
+            subject=self._subject(),
+            baseline=progress.baseline,
+            weight=weight,
+            shadow=shadow,
+            step=step,
+            rollout=progress.rollout,
+            cause=cause,
+            expected_generation=progress.generation,
+            request_id=self._request_id(f"traffic/{step}/{progress.generation}"),
+            sticky_by=self._spec.sticky_by,
+            production=production,
+            reason=self._reason() or self._spec.reason,
+        )
+
+    async def _explain_fence(self) -> None:
+        """Raise Ended when somebody else wrote the traffic; adopt a write that was our own."""
+        seen = await self._call("read_traffic", self._subject(), TrafficState, None)
+        if seen.generation <= self._progress.generation:
+            return
+        if seen.cause == BRAKE:  # a machine saw harm: going back is what it asks for
+            self._progress.generation = seen.generation
+            raise Ended(State.ROLLED_BACK, "brake")
+        if seen.rollout == self._progress.rollout and seen.cause != BREAK_GLASS:
+            self._progress.generation = seen.generation
+            return
+        reason = "break_glass" if seen.cause == BREAK_GLASS else "traffic_changed_by_others"
+        raise Ended(State.ROLLED_BACK, reason, fenced=True)
+
+    async def _turn_back(self, end: Ended) -> None:
+        """Give all traffic back to the baseline unless fenced off, then let the candidate go."""
+        if not self._progress.is_loaded:
+            is_failure = end.state == State.ROLLED_BACK
+            self._enter(State.FAILED if is_failure else end.state, end.reason)
+            return
+        self._enter(State.ROLLING_BACK, end.reason)
+        while not end.fenced:
+            try:
+                await self._restore()
+                break
+            except Ended as fence:
+                end = replace_reason(end, fence)
+        await self._call("unload_version", self._subject(), bool, None)
+        is_failure = end.state == State.ROLLED_BACK and not self._progress.is_exposed
+        self._enter(State.FAILED if is_failure else end.state, end.reason)
+
+    async def _restore(self) -> None:
+        """Write the baseline back, as often as it takes; raise Ended when fenced off."""
+        progress = self._progress
+        if not progress.is_exposed:
+            return
+        await self._explain_fence()
+        if not progress.baseline:
+            return  # it was the first version: there is nothing to go back to
+        change = self._change("rollback", 0, 0, "ROLLBACK", progress.baseline)
+        try:
+            after = await self._call("set_traffic", change, TrafficState, None)
+        except ActivityError as error:
+            if type_of(error) != STALE:
+                raise
+            await self._restore()
+            return
+        self._note("rollback", after.generation, 0, 0)
+
+
+def replace_reason(end: Ended, fence: Ended) -> Ended:
+    """Return the end as the fence has it, keeping ABORTED and SUPERSEDED."""
+    state = end.state if end.state in (State.ABORTED, State.SUPERSEDED) else fence.state
+    reason = fence.reason if fence.fenced else end.reason
+    return Ended(state, reason, fenced=fence.fenced)
