@@ -94,6 +94,7 @@ class Surroundings:
             "temporal_address": self.temporal,
             "otlp_endpoint": self.otlp_endpoint,
             "jwks_file": self.folder.jwks,
+            "revocations_file": self.folder.revocations,
             "service_key_file": self.identities.key_file(row.name),
             "issuing_key_file": self.identities.key_file(ISSUER),
             "issuing_key_id": ISSUER,

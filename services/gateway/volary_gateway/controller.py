@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from volary_kit import outbox
@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 LEASE_LOOK_S = 0.5
 SAVE_AGAIN_S = 0.5
 Decide = Callable[[Traffic, IsReady, int], Traffic]
+ListRevoked = Callable[[Iterable[str]], None]
+
+
+def list_nowhere(_key_ids: Iterable[str]) -> None:
+    """Tell nobody which keys are revoked: only the edge refuses them."""
 
 
 class Changes:
@@ -65,7 +70,13 @@ class Controller:
     """Own the state of the mesh; one at a time per database."""
 
     def __init__(
-        self, database: Database, plane: Plane, edge: Edge, admin: EnvoyAdmin, clock: Clock
+        self,
+        database: Database,
+        plane: Plane,
+        edge: Edge,
+        admin: EnvoyAdmin,
+        clock: Clock,
+        list_revoked: ListRevoked = list_nowhere,
     ) -> None:
         self._database = database
         self._plane = plane
@@ -77,6 +88,8 @@ class Controller:
         self._writing = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._revoked: tuple[str, ...] = ()
+        self._list_revoked = list_revoked
+        self._listed: tuple[str, ...] | None = None
         self.fleet = Fleet()
         self.desired = Desired()
         self.changes = Changes()
@@ -90,6 +103,7 @@ class Controller:
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
         self._publish()
+        self._list()
 
     @property
     def traffic(self) -> tuple[Traffic, ...]:
@@ -185,10 +199,22 @@ class Controller:
         return found[0] if len(found) == 1 else 0
 
     async def refresh_revoked(self) -> None:
-        """Refuse at the edge the keys that are revoked by now."""
+        """Refuse the keys that are revoked by now, at the edge and behind it."""
         async with self._database.read() as transaction:
             self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
         self._publish()
+        self._list()
+
+    def _list(self) -> None:
+        """Tell the services which keys are revoked; what cannot be written is tried again."""
+        if self._listed == self._revoked:
+            return
+        try:
+            self._list_revoked(self._revoked)
+        except OSError as error:
+            log.error("the list of revoked keys is not written: %s", error.strerror)  # noqa: TRY400
+            return
+        self._listed = self._revoked
 
     def _is_ready(self, model: ModelName) -> IsReady:
         ready = self.fleet.endpoints(self.desired)
@@ -241,6 +267,7 @@ class Controller:
                 await self._save_replicas()
             except VolaryError as error:
                 log.warning("the replicas are not saved: %s", error.reason)
+            self._list()
             await asyncio.sleep(LEASE_LOOK_S)
 
     async def _save_replicas(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,10 +18,11 @@ from volary.gateway.v1 import (
 )
 from volary_kit.identity import KEY_ISSUER, SigningKey
 from volary_kit.resources import peers_of
+from volary_kit.revocations import write_revocations
 from volary_kit.service import Resources, Service, Servicer
 
 from volary_gateway.admin import EnvoyAdmin
-from volary_gateway.controller import Controller
+from volary_gateway.controller import Controller, ListRevoked, list_nowhere
 from volary_gateway.credential import EnvoyCredential
 from volary_gateway.handlers import access_logs, discovery
 from volary_gateway.handlers.evidence import EvidenceHandler
@@ -38,7 +40,8 @@ async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
     """Build gateway: it serves the stored state before it takes the first call."""
     settings, database, clock = kit.settings, kit.require_database(), kit.clock
     plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
-    controller = Controller(database, plane, edge_of(settings), admin, clock)
+    listing = _revocation_list(settings)
+    controller = Controller(database, plane, edge_of(settings), admin, clock, listing)
     recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
     await controller.load()
     await recorder.load()
@@ -109,6 +112,11 @@ def _edge_jwks(settings: GatewaySettings) -> str:
         return '{"keys": []}'
     keys = json.loads(settings.jwks_file.read_text())["keys"]
     return json.dumps({"keys": [key for key in keys if key.get("iss") == KEY_ISSUER]})
+
+
+def _revocation_list(settings: GatewaySettings) -> ListRevoked:
+    path = settings.revocations_file
+    return list_nowhere if path is None else functools.partial(write_revocations, path)
 
 
 def _issuing_key(settings: GatewaySettings) -> SigningKey | None:

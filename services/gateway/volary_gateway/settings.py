@@ -14,7 +14,8 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     loss of evidence is found by its counters; without it evidence is never complete),
     `envoy_credential_file` the file that the bootstrap reads its token from, written here.
     `issuing_key_file` signs API keys; its public half stands in the JWKS file under
-    `issuing_key_id` with `iss` `volary`.
+    `issuing_key_id` with `iss` `volary`. Of `revocations_file`, which all services read, gateway
+    is the writer.
     """
 
     envoy_listen: str = "127.0.0.1:0"

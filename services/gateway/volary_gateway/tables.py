@@ -80,6 +80,7 @@ evidence_outcomes = sa.Table(
     sa.Column("code", sa.Integer, primary_key=True),
     sa.Column("tier", sa.Text, primary_key=True),
     sa.Column("attempts", sa.BigInteger, nullable=False),
+    sa.Column("firsts", sa.BigInteger, nullable=False),
 )
 
 evidence_latencies = sa.Table(

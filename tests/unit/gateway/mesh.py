@@ -124,6 +124,7 @@ class Mesh:
             "METRICS_PORT": self.metrics_port,
             "DATABASE_URL": self.database_url,
             "JWKS_FILE": self.folder / "jwks.json",
+            "REVOCATIONS_FILE": self.folder / "revoked.json",
             "SERVICE_KEY_FILE": self.folder / "gateway.pem",
             "ISSUING_KEY_FILE": self.folder / "issuing.pem",
             "ENVOY_LISTEN": f"127.0.0.1:{self.edge_port}",

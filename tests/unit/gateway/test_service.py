@@ -105,6 +105,12 @@ def served(backends: list[Backend]) -> Counter:
     return Counter(int(seen["volary-version"]) for each in backends for seen in each.calls())
 
 
+def healthy(running: Mesh, version: int) -> int:
+    """Return how many healthy replicas of a version Envoy sees."""
+    name = f"cluster.version/default/{running.model}/{version}.membership_healthy"
+    return running.envoy.stats("membership_healthy").get(name, 0)
+
+
 async def test_fenced_write_and_its_refusals(running: Mesh):
     stale = running.set(0, (2, 10_000))
     assert await reason_of(stale) == (grpc.StatusCode.ABORTED, "STALE_GENERATION")
@@ -148,6 +154,22 @@ async def test_evidence_equals_the_calls_that_were_made(running: Mesh, backends:
     assert codes == {(0, "model"): 150, (13, "model"): 10}
     assert evidence.complete
     assert evidence.missing_records == 0
+
+
+async def test_retries_are_counted_and_are_no_events(running: Mesh, backends: list[Backend]):
+    await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
+    await until(lambda: healthy(running, 1) == healthy(running, 2) == 2)
+    backends[0].fail = grpc.StatusCode.UNAVAILABLE  # every call that meets it is tried again
+    client = Client(running)
+    for _ in range(40):
+        await client.infer()
+    failed = len(backends[0].calls())
+    assert 0 < failed < 40
+    evidence = await running.counted("r1", 40 + failed)
+    outcomes = [o for variant in evidence.variants for o in variant.outcomes]
+    assert sum(o.count for o in outcomes if o.error_event) == failed
+    assert sum(o.first_attempts for o in outcomes) == 40
+    assert sum(sum(v.latency.counts) for v in evidence.variants) == 40
 
 
 async def test_shadow_is_counted_apart(running: Mesh, backends: list[Backend]):
@@ -322,12 +344,21 @@ async def test_key_is_shown_once_works_at_the_edge_and_ends_with_its_revocation(
     end = asyncio.get_running_loop().time() + 5
     while await code_of(client.infer()) is not grpc.StatusCode.UNAUTHENTICATED:
         assert asyncio.get_running_loop().time() < end
+    while await _of_service_called_directly(running, made.token) != "CREDENTIAL_REVOKED":
+        assert asyncio.get_running_loop().time() < end
     connection = await asyncpg.connect(running.database_url)
     try:
         kept = await connection.fetchrow("SELECT * FROM gateway.api_keys")
     finally:
         await connection.close()
     assert all(made.token.encode() != value and made.token != value for value in kept.values())
+
+
+async def _of_service_called_directly(running: Mesh, token: str) -> str:
+    """Return how a service behind the edge refuses a key: by its role, or because it is revoked."""
+    request = traffic_service_pb2.ListTrafficRequest(parent="projects/default")
+    call = running.traffic.ListTraffic(request, metadata=(("x-api-key", token),), timeout=5)
+    return (await reason_of(call))[1]
 
 
 async def test_own_api_is_reached_through_the_edge(running: Mesh):

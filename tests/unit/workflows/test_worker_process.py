@@ -106,7 +106,9 @@ def served(generation, version, calls, *, shadow=False):
         generation=generation,
         version=version,
         shadow=shadow,
-        outcomes=[evidence_pb2.OutcomeCount(code=0, tier="model", count=calls)],
+        outcomes=[
+            evidence_pb2.OutcomeCount(code=0, tier="model", count=calls, first_attempts=calls)
+        ],
         complete=True,
     )
 

@@ -61,6 +61,7 @@ def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
         domains=["*"],
         routes=[*_pinned(traffic.model, routes.routable), _information(traffic), *_split(traffic)],
         retry_policy=_retries(),
+        include_request_attempt_count=True,
     )
     return route_pb2.RouteConfiguration(name=traffic.model.scope, virtual_hosts=[host])
 
