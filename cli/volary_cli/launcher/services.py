@@ -90,6 +90,7 @@ class Surroundings:
             "port": ports[DATA],
             "control_port": ports[CONTROL],
             "metrics_port": ports[METRICS],
+            "fallback_port": ports[CONTROL],  # gateway has no control port
             "redis_url": self.redis_url,
             "temporal_address": self.temporal,
             "otlp_endpoint": self.otlp_endpoint,

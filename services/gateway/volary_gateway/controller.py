@@ -18,11 +18,14 @@ from volary_kit.errors import FailedPrecondition, NotFound, VolaryError
 from volary_kit.streams import TRAFFIC_EVENTS
 
 from volary_gateway.admin import EnvoyAdmin
+from volary_gateway.domain.fallbacks import Fallback
 from volary_gateway.domain.fleet import LEASE_US, Desired, Fleet, Readiness, Replica
+from volary_gateway.domain.limits import Limit, LimitName
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import IsReady, Traffic
 from volary_gateway.events import traffic_event
 from volary_gateway.plane import Plane
+from volary_gateway.store import edge as edge_rows
 from volary_gateway.store import fleet as fleet_rows
 from volary_gateway.store import identity as identity_rows
 from volary_gateway.store import traffic as traffic_rows
@@ -90,6 +93,8 @@ class Controller:
         self._revoked: tuple[str, ...] = ()
         self._list_revoked = list_revoked
         self._listed: tuple[str, ...] | None = None
+        self.limits: dict[LimitName, Limit] = {}
+        self.fallbacks: dict[ModelName, Fallback] = {}
         self.fleet = Fleet()
         self.desired = Desired()
         self.changes = Changes()
@@ -100,6 +105,8 @@ class Controller:
         async with self._database.read() as transaction:
             self._traffic = {t.model: t for t in await traffic_rows.every(transaction)}
             self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
+            self.limits = await edge_rows.every_limit(transaction)
+            self.fallbacks.update(await edge_rows.every_fallback(transaction))
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
         self._publish()
@@ -177,8 +184,12 @@ class Controller:
             return
         fresh = sorted(after.receiving - before.receiving)
         clusters = [VersionName.of(model, version).cluster for version in fresh]
+        # the host of a fallback is always healthy and is no replica
+        spare = int(bool(self._edge.fallback) and model in self.fallbacks)
         unseen = (
-            await self._admin.without_hosts(clusters, timeout_s) if self._plane.connected else ()
+            await self._admin.without_hosts(clusters, timeout_s, spare)
+            if self._plane.connected
+            else ()
         )
         if unseen:
             raise FailedPrecondition(
@@ -197,6 +208,38 @@ class Controller:
         bare = [v for v in serving if VersionName.of(model, v) not in ready]
         found = serving if len(serving) == 1 else bare
         return found[0] if len(found) == 1 else 0
+
+    async def set_limit(self, limit: Limit) -> None:
+        """Limit calls at the edge from the next push on."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.save_limit(transaction, limit)
+            self.limits[limit.name] = limit
+            self._publish()
+
+    async def remove_limit(self, name: LimitName) -> None:
+        """Limit calls no longer; raise NotFound `LIMIT_NOT_FOUND`."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.remove_limit(transaction, name)
+            self.limits.pop(name, None)
+            self._publish()
+
+    async def set_fallback(self, fallback: Fallback) -> None:
+        """Answer for a model by its fallback whenever none of its replicas can."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.save_fallback(transaction, fallback)
+            self.fallbacks[fallback.model] = fallback
+            self._publish()
+
+    async def remove_fallback(self, model: ModelName) -> None:
+        """Answer for a model by its replicas alone."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.remove_fallback(transaction, model)
+            self.fallbacks.pop(model, None)
+            self._publish()
 
     async def refresh_revoked(self) -> None:
         """Refuse the keys that are revoked by now, at the edge and behind it."""
@@ -296,6 +339,8 @@ class Controller:
                 ready=self.fleet.endpoints(self.desired),
                 replicas=self.fleet.addresses(),
                 revoked=self._revoked,
+                limits=tuple(self.limits.values()),
+                fallbacks=frozenset(self.fallbacks),
             )
         )
 

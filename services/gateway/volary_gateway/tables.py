@@ -125,6 +125,27 @@ evidence_flushes = sa.Table(
     sa.Column("flushed_us", sa.BigInteger, nullable=False),
 )
 
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("calls_per_s", sa.BigInteger, nullable=False),
+    sa.Column("burst", sa.BigInteger, nullable=False),
+    sa.Column("updated_us", sa.BigInteger, nullable=False),
+)
+
+fallbacks = sa.Table(
+    "fallbacks",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("outputs", JSONB, nullable=False),
+    sa.Column("updated_us", sa.BigInteger, nullable=False),
+)
+
 projects = sa.Table(
     "projects",
     metadata,

@@ -14,6 +14,9 @@ from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary.events.v1 import event_pb2
 from volary.gateway.v1 import (
+    edge_pb2,
+    edge_service_pb2,
+    edge_service_pb2_grpc,
     identity_service_pb2,
     replica_service_pb2,
     traffic_pb2,
@@ -368,6 +371,83 @@ async def test_own_api_is_reached_through_the_edge(running: Mesh):
     assert reply.generation == 1
     code, _ = await reason_of(stub.GetTraffic(request, metadata=running.api_key(), timeout=5))
     assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_limits_are_managed_by_name(running: Mesh):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(running.direct("test"))
+    operator = running.api_key("operator")
+    names = [f"{running.name}/limit", "projects/default/principals/-/limit"]
+    for name in names:
+        asked = edge_pb2.Limit(name=name, calls_per_second=1_000)
+        request = edge_service_pb2.SetLimitRequest(limit=asked)
+        assert (await stub.SetLimit(request, metadata=operator, timeout=5)).burst == 1_000
+    listing = edge_service_pb2.ListLimitsRequest(parent="projects/default")
+    listed = await stub.ListLimits(listing, metadata=operator, timeout=5)
+    assert [each.name for each in listed.limits] == names
+    await Client(running).infer()
+    for name in names:
+        request = edge_service_pb2.DeleteLimitRequest(name=name)
+        await stub.DeleteLimit(request, metadata=operator, timeout=5)
+    gone = stub.DeleteLimit(request, metadata=operator, timeout=5)
+    assert await reason_of(gone) == (grpc.StatusCode.NOT_FOUND, "LIMIT_NOT_FOUND")
+    foreign = edge_pb2.Limit(name="projects/other/models/m/limit", calls_per_second=1)
+    request = edge_service_pb2.SetLimitRequest(limit=foreign)
+    code, _ = await reason_of(stub.SetLimit(request, metadata=operator, timeout=5))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_model_whose_replicas_refuse_is_answered_by_its_rule(
+    running: Mesh, backends: list[Backend]
+):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(running.direct("test"))
+    name = f"{running.name}/fallback"
+    rule = edge_pb2.Fallback(
+        name=name,
+        tier=edge_pb2.FALLBACK_TIER_RULE,
+        outputs=[edge_pb2.FallbackOutput(name="probability", row=[0.25])],
+    )
+    request = edge_service_pb2.SetFallbackRequest(fallback=rule)
+    await stub.SetFallback(request, metadata=running.as_service(), timeout=5)
+    await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
+    for backend in backends:
+        backend.fail = grpc.StatusCode.UNAVAILABLE
+    client = Client(running)
+    call = v2.ModelInferRequest(model_name=running.model, id="7")
+    call.inputs.add(name="features", datatype="FP32", shape=[3, 2])
+    reply = await client.stub.ModelInfer(call, metadata=client.key, timeout=10)
+    assert reply.parameters["volary_tier"].string_param == "rule"
+    assert reply.id == "7"
+    assert [*reply.outputs[0].shape] == [3, 1]
+    assert [*reply.outputs[0].contents.fp32_contents] == [0.25] * 3
+    # the caller saw an answer; the attempts say what the versions did
+    evidence = await running.counted("r1", 4)
+    outcomes = [o for variant in evidence.variants for o in variant.outcomes]
+    assert all(outcome.error_event for outcome in outcomes)
+    assert sum(o.count for o in outcomes if o.tier == "rule") == 1
+    assert [o.code for o in outcomes if o.first_attempts] == [14]
+    forget = edge_service_pb2.DeleteFallbackRequest(name=name)
+    await stub.DeleteFallback(forget, metadata=running.as_service(), timeout=5)
+    asked = edge_service_pb2.GetFallbackRequest(name=name)
+    gone = stub.GetFallback(asked, metadata=running.as_service(), timeout=5)
+    assert await reason_of(gone) == (grpc.StatusCode.NOT_FOUND, "FALLBACK_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "fallback",
+    [
+        {"tier": edge_pb2.FALLBACK_TIER_RULE},
+        {"tier": edge_pb2.FALLBACK_TIER_NONE, "outputs": [{"name": "p", "row": [1.0]}]},
+        {"tier": edge_pb2.FALLBACK_TIER_RULE, "outputs": [{"name": "p", "row": [1.0]}] * 2},
+        {"tier": edge_pb2.FALLBACK_TIER_RULE, "outputs": [{"name": "p", "row": []}]},
+        {},
+    ],
+)
+async def test_fallback_that_makes_no_sense_is_refused(started: Mesh, fallback: dict):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(started.direct("test"))
+    asked = edge_pb2.Fallback(name="projects/default/models/m/fallback", **fallback)
+    request = edge_service_pb2.SetFallbackRequest(fallback=asked)
+    code, _ = await reason_of(stub.SetFallback(request, metadata=started.as_service(), timeout=5))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_other_tenants_traffic_does_not_exist(running: Mesh):

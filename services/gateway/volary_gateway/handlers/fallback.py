@@ -12,7 +12,7 @@ from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary.inference.v1 import prediction_service_pb2, prediction_service_pb2_grpc
 from volary_kit.calls import current_call
-from volary_kit.errors import Unavailable, VolaryError
+from volary_kit.errors import InvalidArgument, Unavailable, VolaryError
 
 from volary_gateway.domain.fallbacks import Fallback
 from volary_gateway.domain.names import ModelName
@@ -22,6 +22,7 @@ V2_SERVICE = "inference.GRPCInferenceService"
 PREDICTION_SERVICE = "volary.inference.v1.PredictionService"
 VERSION, TIER = "volary-version", "volary-tier"
 RETRY_S = 1.0
+MAX_ROWS = 65_536  # a shape is a number that anybody can write
 Fallbacks = Mapping[ModelName, Fallback]
 
 
@@ -142,7 +143,12 @@ def no_replica(model: str) -> VolaryError:
 
 def _rows(inputs: Sequence[v2.ModelInferRequest.InferInputTensor]) -> int:
     """Return how many rows were asked for: the first size of the first input."""
-    return max(0, inputs[0].shape[0]) if inputs and inputs[0].shape else 1
+    rows = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+    if not 0 <= rows <= MAX_ROWS:
+        raise InvalidArgument(
+            "SHAPE_INVALID", f"a fallback answers at most {MAX_ROWS} rows", field="inputs[0].shape"
+        )
+    return rows
 
 
 def _asked_version(context: Context) -> int:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 from envoy.service.runtime.v3 import rtds_pb2
 
-from volary_gateway.domain.names import VersionName
+from volary_gateway.domain.limits import Limit
+from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Cause, Traffic
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
+from volary_gateway.xds.limits import NAME as LIMITS
+from volary_gateway.xds.limits import limits
 from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
 from volary_gateway.xds.revocations import NAME as REVOCATIONS
 from volary_gateway.xds.revocations import revocations
@@ -41,6 +44,8 @@ class Mesh:
     ready: Mapping[VersionName, tuple[str, ...]] = field(default_factory=dict)
     replicas: tuple[str, ...] = ()
     revoked: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    fallbacks: frozenset[ModelName] = frozenset()  # models that declare one
 
 
 def snapshot_of(mesh: Mesh) -> Snapshot:
@@ -50,7 +55,10 @@ def snapshot_of(mesh: Mesh) -> Snapshot:
         {
             xds.CLUSTER: clusters.values(),
             xds.ENDPOINTS: _endpoints(mesh, clusters),
-            xds.EXTENSION: [resource(REVOCATIONS, revocations(mesh.revoked))],
+            xds.EXTENSION: [
+                resource(REVOCATIONS, revocations(mesh.revoked)),
+                resource(LIMITS, limits(mesh.limits)),
+            ],
             xds.LISTENER: [resource(EDGE_LISTENER, edge_listener(mesh.edge))],
             xds.ROUTES: _routes(mesh),
             xds.SCOPE: _scopes(mesh),
@@ -88,10 +96,19 @@ def _endpoints(mesh: Mesh, clusters: Mapping[str, Resource]) -> list[Resource]:
     """
     at = {version.cluster: mesh.ready.get(version, ()) for version in _versions(mesh)}
     at[INFERENCE_CLUSTER] = mesh.replicas
+    fallback = {v.cluster: mesh.edge.fallback for v in _versions(mesh) if _falls_back(mesh, v)}
     return [
-        resource(name, endpoints(name, addresses), salt=clusters[name].version)
+        resource(
+            name,
+            endpoints(name, addresses, fallback.get(name, "")),
+            salt=clusters[name].version,
+        )
         for name, addresses in at.items()
     ]
+
+
+def _falls_back(mesh: Mesh, version: VersionName) -> bool:
+    return bool(mesh.edge.fallback) and version.parent in mesh.fallbacks
 
 
 def _routes(mesh: Mesh) -> list[Resource]:
@@ -99,12 +116,15 @@ def _routes(mesh: Mesh) -> list[Resource]:
     return [
         resource(default.name, default),
         *(
-            resource(
-                traffic.model.scope, model_routes(ModelRoutes(traffic, _routable(mesh, traffic)))
-            )
+            resource(traffic.model.scope, model_routes(_model(mesh, traffic)))
             for traffic in _serving(mesh)
         ),
     ]
+
+
+def _model(mesh: Mesh, traffic: Traffic) -> ModelRoutes:
+    falls_back = bool(mesh.edge.fallback) and traffic.model in mesh.fallbacks
+    return ModelRoutes(traffic, _routable(mesh, traffic), falls_back=falls_back)
 
 
 def _routable(mesh: Mesh, traffic: Traffic) -> tuple[int, ...]:

@@ -12,6 +12,9 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.retry.priority.previous_priorities.v3 import (
+    previous_priorities_config_pb2,
+)
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from volary_gateway.domain.names import ModelName, VersionName
@@ -47,6 +50,7 @@ class ModelRoutes:
 
     traffic: Traffic
     routable: tuple[int, ...]  # versions that a caller may pin
+    falls_back: bool = False  # the last attempt goes to the model's fallback
 
 
 def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
@@ -60,7 +64,7 @@ def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
         name=traffic.model.scope,
         domains=["*"],
         routes=[*_pinned(traffic.model, routes.routable), _information(traffic), *_split(traffic)],
-        retry_policy=_retries(),
+        retry_policy=_retries(falls_back=routes.falls_back),
         include_request_attempt_count=True,
     )
     return route_pb2.RouteConfiguration(name=traffic.model.scope, virtual_hosts=[host])
@@ -252,12 +256,18 @@ def _deadline() -> dict[str, object]:
     return {"timeout": seconds(0), "max_stream_duration": limit}
 
 
-def _retries() -> route_components_pb2.RetryPolicy:
+def _retries(*, falls_back: bool) -> route_components_pb2.RetryPolicy:
     policy = route_components_pb2.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=RETRIES),
         host_selection_retry_max_attempts=RETRIES,
     )
+    if falls_back:
+        # dead replicas that Envoy takes for healthy still: the last attempt passes them by
+        policy.retry_priority.name = "envoy.retry_priorities.previous_priorities"
+        policy.retry_priority.typed_config.CopyFrom(
+            pack(previous_priorities_config_pb2.PreviousPrioritiesConfig(update_frequency=RETRIES))
+        )
     policy.retry_back_off.base_interval.CopyFrom(seconds(RETRY_BASE_S))
     policy.retry_back_off.max_interval.CopyFrom(seconds(RETRY_MAX_S))
     policy.retry_host_predicate.add(
