@@ -30,7 +30,7 @@ from volary_gateway.store import fleet as fleet_rows
 from volary_gateway.store import identity as identity_rows
 from volary_gateway.store import traffic as traffic_rows
 from volary_gateway.xds.edge import Edge
-from volary_gateway.xds.mesh import Mesh, snapshot_of
+from volary_gateway.xds.mesh import Mesh, SnapshotBuilder
 from volary_gateway.xds.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,8 @@ class Controller:
         self._saving = asyncio.Lock()
         self._revoked: tuple[str, ...] = ()
         self._list_revoked = list_revoked
+        self._builder = SnapshotBuilder()
+        self._endpoints: dict[VersionName, tuple[str, ...]] | None = None
         self._listed: tuple[str, ...] | None = None
         self.limits: dict[LimitName, Limit] = {}
         self.fallbacks: dict[ModelName, Fallback] = {}
@@ -109,7 +111,7 @@ class Controller:
             self.fallbacks.update(await edge_rows.every_fallback(transaction))
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
-        self._publish()
+        self._fleet_changed()
         self._list()
 
     @property
@@ -203,7 +205,7 @@ class Controller:
         traffic = self._traffic.get(model)
         if traffic is None or traffic.generation != generation:
             return 0
-        ready = self.fleet.endpoints(self.desired)
+        ready = self._ready()
         serving = [w.version for w in traffic.weights if w.weight]
         bare = [v for v in serving if VersionName.of(model, v) not in ready]
         found = serving if len(serving) == 1 else bare
@@ -259,15 +261,21 @@ class Controller:
             return
         self._listed = self._revoked
 
+    def _ready(self) -> dict[VersionName, tuple[str, ...]]:
+        """Return the addresses by version; the same object until the fleet changes."""
+        if self._endpoints is None:
+            self._endpoints = self.fleet.endpoints(self.desired)
+        return self._endpoints
+
     def _is_ready(self, model: ModelName) -> IsReady:
-        ready = self.fleet.endpoints(self.desired)
+        ready = self._ready()
         return lambda version: VersionName.of(model, version) in ready
 
     async def report(self, replica: Replica) -> None:
         """Take a replica's report."""
         if self.fleet.report(replica, self._clock.now_us()):
             self._unsaved.add(replica.id)
-            self._publish()
+            self._fleet_changed()
 
     def readiness(self, version: VersionName) -> Readiness:
         """Return on how many replicas a version is ready."""
@@ -281,7 +289,7 @@ class Controller:
             async with self._database.transaction() as transaction:
                 revision = await fleet_rows.want(transaction, version, digest)
             self.desired.add(version, digest, revision)
-            self._publish()
+            self._fleet_changed()
 
     async def unload_version(self, version: VersionName) -> None:
         """Take a version out of the desired set; raise `VERSION_IN_TRAFFIC` while it serves."""
@@ -296,7 +304,7 @@ class Controller:
             async with self._database.transaction() as transaction:
                 revision = await fleet_rows.let_go(transaction, version)
             self.desired.remove(version, revision)
-            self._publish()
+            self._fleet_changed()
 
     async def watch_leases(self) -> None:
         """Withdraw the endpoints of replicas whose lease is over, and keep the rows in step."""
@@ -305,7 +313,7 @@ class Controller:
             for replica_id in self.fleet.expire(self._clock.now_us()):
                 log.warning("the lease of replica %s is over", replica_id)
                 self._unsaved.add(replica_id)
-                self._publish()
+                self._fleet_changed()
             try:
                 await self._save_replicas()
             except VolaryError as error:
@@ -332,17 +340,22 @@ class Controller:
 
     def _snapshot(self, changed: dict[ModelName, Traffic] | None = None) -> Snapshot:
         traffic = self._traffic | (changed or {})
-        return snapshot_of(
+        return self._builder.build(
             Mesh(
                 edge=self._edge,
                 traffic=tuple(traffic.values()),
-                ready=self.fleet.endpoints(self.desired),
+                ready=self._ready(),
                 replicas=self.fleet.addresses(),
                 revoked=self._revoked,
                 limits=tuple(self.limits.values()),
                 fallbacks=frozenset(self.fallbacks),
             )
         )
+
+    def _fleet_changed(self) -> None:
+        """Serve from who is ready by now."""
+        self._endpoints = None
+        self._publish()
 
     def _publish(self) -> None:
         self._plane.publish(self._snapshot())

@@ -135,7 +135,8 @@ def _fallback_server(kit: Resources[GatewaySettings], controller: Controller) ->
 def edge_of(settings: GatewaySettings) -> Edge:
     """Return what the edge is made of, from the settings alone."""
     services = {peer: address for peer, address in peers_of(settings).items() if address}
-    services["gateway"] = f"{settings.host}:{settings.port}"
+    own = settings.advertised_address or f"{settings.host}:{settings.port}"
+    services["gateway"] = own
     return Edge(
         listen=settings.envoy_listen,
         jwks=_edge_jwks(settings),
@@ -143,7 +144,9 @@ def edge_of(settings: GatewaySettings) -> Edge:
         methods=edge_methods(),
         services=services,
         otlp=_host_port(settings.otlp_endpoint),
-        fallback=f"{settings.host}:{settings.fallback_port}" if settings.fallback_port else "",
+        fallback=f"{own.rpartition(':')[0]}:{settings.fallback_port}"
+        if settings.fallback_port
+        else "",
     )
 
 

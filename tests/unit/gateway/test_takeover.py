@@ -18,7 +18,14 @@ WAITERS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT gra
 def second(first: Mesh, folder: Path) -> Mesh:
     """Return another gateway of the same mesh: same database, same keys, a port of its own."""
     folder.mkdir()
-    other = Mesh(folder, first.database_url, edge_port=first.edge_port, admin_port=first.admin_port)
+    other = Mesh(
+        folder,
+        first.database_url,
+        edge_port=first.edge_port,
+        admin_port=first.admin_port,
+        advertised_port=first.port,
+        fallback_port=first.fallback_port,
+    )
     other.keys, other.issuing, other.model = first.keys, first.issuing, first.model
     for name in ("gateway.pem", "issuing.pem", "jwks.json"):
         (folder / name).write_bytes((first.folder / name).read_bytes())
@@ -46,6 +53,14 @@ async def test_second_gateway_waits_and_takes_over_with_the_same_snapshot(
     url = await databases.fresh("gateway")
     backend = Backend("one").start()
     await backend.server.start()
+    try:
+        await _take_over(tmp_path, url, backend)
+    finally:
+        await backend.server.stop(None)
+        await databases.drop(url)
+
+
+async def _take_over(tmp_path: Path, url: str, backend: Backend) -> None:
     (tmp_path / "first").mkdir()
     async with mesh(tmp_path / "first", url, [backend]) as first:
         await asyncio.wait_for(first.direct("test").channel_ready(), 60)
@@ -70,8 +85,6 @@ async def test_second_gateway_waits_and_takes_over_with_the_same_snapshot(
         finally:
             other.kill_gateway()
             await other.close()
-    await backend.server.stop(None)
-    await databases.drop(url)
 
 
 async def _code(other: Mesh) -> grpc.StatusCode:
