@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from inference import grpc_service_pb2 as v2
@@ -253,7 +254,7 @@ class Attached:
     """Processes that gateway knows as replicas; each can be killed and started again."""
 
     def __init__(self, number: int) -> None:
-        self.backends = [Place(free_port()) for _ in range(number)]
+        self.backends: list[Any] = [Place(free_port()) for _ in range(number)]
         self.processes = [start_replica(each.port) for each in self.backends]
 
     async def kill_and_restart(self, at: int) -> None:

@@ -25,6 +25,7 @@ traffic = sa.Table(
     sa.Column("production", sa.BigInteger, nullable=False),
     sa.Column("previous", sa.BigInteger, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("segments", JSONB, nullable=False),
 )
 
 desired_versions = sa.Table(
