@@ -25,6 +25,7 @@ from jwt.algorithms import ECAlgorithm
 from volary_kit.calls import DEFAULT_PROJECT, Principal
 from volary_kit.clock import Clock, SystemClock
 from volary_kit.errors import Unauthenticated
+from volary_kit.watched import WatchedFile
 
 ALGORITHM = "ES256"
 KEY_ISSUER = "volary"
@@ -35,7 +36,6 @@ TOKEN_LIFE_S = 3_600
 LEEWAY_S = 5  # clocks of two machines
 MAX_TOKEN_BYTES = 8_192
 MAX_CACHED = 4_096
-RELOAD_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,12 @@ class VerifyingKey:
 class Jwks:
     """The public keys of a file, read again when the file changes.
 
-    The file is looked at no more often than every `RELOAD_S`; a broken or missing file keeps
-    the last good keys.
+    The file is looked at no more often than every `watched.RELOAD_S`; a broken or missing file
+    keeps the last good keys.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
-        self._next_look_s = 0.0
+        self._file = WatchedFile(path, clock, self._take)
         self._keys: dict[str, VerifyingKey] = {}
         self.generation = 0
 
@@ -164,21 +160,11 @@ class Jwks:
 
     def refresh(self) -> None:
         """Read the file again if it changed since the last look."""
-        with self._lock:
-            now_s = self._clock.monotonic_s()
-            if self._seen is not None and now_s < self._next_look_s:
-                return
-            self._next_look_s = now_s + RELOAD_S
-            try:
-                stat = self._path.stat()
-                seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-                if seen == self._seen:
-                    return
-                keys = parse_jwks(self._path.read_text())
-            except (OSError, ValueError):
-                return
-            self._keys, self._seen = keys, seen
-            self.generation += 1
+        self._file.refresh()
+
+    def _take(self, text: str) -> None:
+        self._keys = parse_jwks(text)
+        self.generation += 1
 
 
 def parse_jwks(text: str) -> dict[str, VerifyingKey]:

@@ -18,10 +18,11 @@ from volary_kit.channels import Channels
 from volary_kit.clock import Clock, SystemClock
 from volary_kit.errors import Unauthenticated, Unavailable
 from volary_kit.health import Health
-from volary_kit.identity import Jwks, SigningKey, TokenSource, Verifier
+from volary_kit.identity import Jwks, SigningKey, TokenSource, Verifier, never_revoked
 from volary_kit.metrics import CallMetrics
 from volary_kit.outgoing import MeshDress
 from volary_kit.registration import Servicer
+from volary_kit.revocations import Revocations
 from volary_kit.rules.authentication import TokenVerifier
 from volary_kit.server import (
     MAX_CALLS,
@@ -195,8 +196,15 @@ def address_of(settings: ServiceSettings, port: int) -> Address:
 
 
 def verifier_of(settings: ServiceSettings, clock: Clock) -> TokenVerifier:
-    """Return what verifies credentials by the JWKS file, or refuses them all without one."""
-    return RefuseAll() if settings.jwks_file is None else Verifier(Jwks(settings.jwks_file, clock))
+    """Return what verifies credentials by the JWKS file and the list of revoked keys.
+
+    Without a JWKS file it refuses all.
+    """
+    if settings.jwks_file is None:
+        return RefuseAll()
+    path = settings.revocations_file
+    is_revoked = never_revoked if path is None else Revocations(path, clock)
+    return Verifier(Jwks(settings.jwks_file, clock), clock, is_revoked)
 
 
 def tokens_of(settings: ServiceSettings, service: str, clock: Clock) -> TokenSource | None:

@@ -82,8 +82,22 @@ async def serve(name: str, settings: SettingsT, build: Build[SettingsT]) -> None
     with _stop_signals() as stopping:
         async with opened(name, settings) as kit:
             await _migrated(name, settings)
-            async with build(kit) as service:
-                await _take_calls(kit, service, stopping)
+            # a build may wait for its place: told to stop, it gives up
+            giving_up = asyncio.create_task(_cancel_when(stopping, asyncio.current_task()))
+            try:
+                async with build(kit) as service:
+                    giving_up.cancel()
+                    await _take_calls(kit, service, stopping)
+            except asyncio.CancelledError:
+                if not giving_up.done() or giving_up.cancelled():
+                    raise
+                log.info("told to stop before the first call")
+
+
+async def _cancel_when(stopping: asyncio.Event, building: asyncio.Task[None] | None) -> None:
+    await stopping.wait()
+    if building is not None:
+        building.cancel()
 
 
 async def _take_calls(kit: Resources[SettingsT], service: Service, stopping: asyncio.Event) -> None:

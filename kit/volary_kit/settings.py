@@ -38,6 +38,7 @@ class ServiceSettings(BaseSettings):
     temporal_namespace: str = "default"
     otlp_endpoint: str | None = None
     jwks_file: Path | None = None
+    revocations_file: Path | None = None
     service_key_file: Path | None = None
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None

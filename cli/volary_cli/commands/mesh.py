@@ -47,6 +47,14 @@ def up(
         typer.Option(help="First of 100 ports; the base itself is the client address [7700]."),
     ] = None,
     replicas: Annotated[int, typer.Option(help="Inference replicas.", min=1, max=16)] = 2,
+    max_replicas: Annotated[
+        int,
+        typer.Option(
+            help="So many inference replicas at most while calls wait; 0: no more than --replicas.",
+            min=0,
+            max=16,
+        ),
+    ] = 0,
     failpoints: Annotated[
         bool, typer.Option("--failpoints", help="Let inference be broken on purpose, by RPC.")
     ] = False,
@@ -70,7 +78,9 @@ def up(
     if not 1_024 <= base <= LAST_PORT - SPAN:
         raise ConfigurationError(f"--port-base must be between 1024 and {LAST_PORT - SPAN}")
     folder = MeshFolder(settings.mesh_folder(data_dir))
-    options = Options(folder, settings, base, replicas, has_failpoints=failpoints)
+    if max_replicas and max_replicas < replicas:
+        raise ConfigurationError("--max-replicas must not be below --replicas")
+    options = Options(folder, settings, base, replicas, failpoints, max_replicas)
     if detach:
         _start_detached(options)
         status_of(folder, as_json=as_json)
@@ -101,6 +111,7 @@ def _start_detached(options: Options) -> None:
     (folder.root / "state.json").unlink(missing_ok=True)
     words = ["--data-dir", str(folder.root), "--port-base", str(options.port_base)]
     words += ["--replicas", str(options.replicas)]
+    words += ["--max-replicas", str(options.max_replicas)] if options.max_replicas else []
     words += ["--failpoints"] if options.has_failpoints else []
     with folder.turn_log("supervisor").open("ab") as log:
         process = subprocess.Popen(

@@ -26,6 +26,7 @@ class MeshFolder:
         self.keys = root / "keys"
         self.logs = root / "logs"
         self.jwks = root / "jwks.json"
+        self.revocations = root / "revoked.json"
         self.api_key_file = root / "api_key"
         self.envoy_credential = root / "keys" / "envoy-credential.yaml"
 

@@ -21,11 +21,12 @@ from volary_cli.launcher.engines import (
     TemporalEngine,
 )
 from volary_cli.launcher.folder import MeshFolder
-from volary_cli.launcher.identities import Identities
+from volary_cli.launcher.identities import LAUNCHER, Identities
 from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.orphans import mark
 from volary_cli.launcher.ports import DATA, METRICS, PortPlan, address
 from volary_cli.launcher.processes import Command
+from volary_cli.launcher.queues import Queues
 from volary_cli.launcher.readiness import HealthProbe
 from volary_cli.launcher.services import (
     INFERENCE,
@@ -49,6 +50,7 @@ class Options:
     port_base: int
     replicas: int
     has_failpoints: bool
+    max_replicas: int = 0  # above `replicas`: so many may run when calls wait
 
 
 class Mesh:
@@ -102,7 +104,9 @@ class Mesh:
         for index, row in enumerate(SERVICES):
             self._surroundings.environment(row, self._ports.service(index), "0")
         self._surroundings.environment(INFERENCE, self._ports.replica(0), "0")
-        ports.require_free({c.name: c.ports for c in self.components()})
+        later = range(self._options.replicas, self._options.max_replicas)
+        every = [*self.components(), *(self.replica(index) for index in later)]
+        ports.require_free({c.name: c.ports for c in every})
         if self._options.settings.postgres_url is not None:
             await self._databases.provision()
 
@@ -113,13 +117,21 @@ class Mesh:
             built.append(self._traces())
         for index, row in enumerate(SERVICES):
             built.append(self._surroundings.component(row, self._ports.service(index)))
-        for index in range(self._options.replicas):
-            three = self._ports.replica(index)
-            built.append(self._surroundings.component(INFERENCE, three, instance=str(index)))
+        built += [self.replica(index) for index in range(self._options.replicas)]
         built.append(self._envoy())
         names = {component.name for component in built}
         built = [self._with_api_key(c) if c.name == "gateway" else c for c in built]
         return tuple(replace(c, needs=tuple(n for n in c.needs if n in names)) for c in built)
+
+    def replica(self, index: int) -> Component:
+        """Return one inference replica."""
+        three = self._ports.replica(index)
+        return self._surroundings.component(INFERENCE, three, instance=str(index))
+
+    def queues(self) -> Queues:
+        """Return how long calls wait at the replicas."""
+        key = self._identities.key(LAUNCHER)
+        return Queues(self._surroundings.addresses["gateway"], key, SystemClock())
 
     def _describe(self) -> Surroundings:
         settings, plan = self._options.settings, self._ports

@@ -6,14 +6,17 @@ import asyncio
 import errno
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 from typing import Any
+
+from volary_kit.clock import SystemClock
 
 from volary_cli.launcher.errors import DiskFullError
 from volary_cli.launcher.mesh import Mesh, Options
 from volary_cli.launcher.orphans import end_orphans
+from volary_cli.launcher.scaling import Autoscaler, Replicas, ScalingPolicy
 from volary_cli.launcher.supervisor import Supervisor
 
 FREE_BYTES = 512 << 20  # a fresh mesh writes 250 MB: WAL, SQLite, append-only file, logs
@@ -81,10 +84,36 @@ class MeshRun:
             if starting.done():
                 await starting
                 self._enter(Phase.RUNNING)
-                await stop
+                async with self._scaled(supervisor):
+                    await stop
         finally:
             starting.cancel()
             stop.cancel()
+
+    @asynccontextmanager
+    async def _scaled(self, supervisor: Supervisor) -> AsyncIterator[None]:
+        """Add and remove replicas as calls wait, where more than the first ones may run."""
+        first, most, mesh = self._options.replicas, self._options.max_replicas, self._mesh
+        if most <= first or mesh is None:
+            yield
+            return
+
+        async def add(index: int) -> None:
+            await supervisor.add(mesh.replica(index))
+
+        async def remove(index: int) -> None:
+            await supervisor.remove(mesh.replica(index).name)
+
+        queues = mesh.queues()
+        replicas = Replicas(queues.queue_us, add, remove)
+        scaler = Autoscaler(ScalingPolicy(first, most), replicas, first, SystemClock())
+        scaling = asyncio.create_task(scaler.run_always())
+        try:
+            yield
+        finally:
+            scaling.cancel()
+            await asyncio.gather(scaling, return_exceptions=True)
+            await queues.close()
 
     def _require_space(self) -> None:
         free = shutil.disk_usage(self._folder.root).free

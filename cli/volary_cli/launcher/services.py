@@ -90,10 +90,12 @@ class Surroundings:
             "port": ports[DATA],
             "control_port": ports[CONTROL],
             "metrics_port": ports[METRICS],
+            "fallback_port": ports[CONTROL],  # gateway has no control port
             "redis_url": self.redis_url,
             "temporal_address": self.temporal,
             "otlp_endpoint": self.otlp_endpoint,
             "jwks_file": self.folder.jwks,
+            "revocations_file": self.folder.revocations,
             "service_key_file": self.identities.key_file(row.name),
             "issuing_key_file": self.identities.key_file(ISSUER),
             "issuing_key_id": ISSUER,

@@ -75,6 +75,20 @@ class Supervisor:
         if self._failure is not None and self._failure.done():
             self._failure.exception()  # was told when it was raised
 
+    async def add(self, component: Component) -> None:
+        """Start one more component; what it needs runs already, and it is stopped first."""
+        condition = Condition(component)
+        self._layers[-1] = [*self._layers[-1], component]
+        self.conditions[component.name] = condition
+        self._tasks[component.name] = asyncio.create_task(self._keep(condition))
+
+    async def remove(self, name: str) -> None:
+        """Stop a component cleanly and forget it."""
+        await self._stop(name)
+        self._layers = [[c for c in layer if c.name != name] for layer in self._layers]
+        del self.conditions[name]
+        self._changed()
+
     async def _stop(self, name: str) -> None:
         task = self._tasks.pop(name, None)
         if task is not None:

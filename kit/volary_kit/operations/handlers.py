@@ -59,8 +59,13 @@ class OperationsHandler(operations_pb2_grpc.OperationsServicer):
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Context
     ) -> operations_pb2.ListOperationsResponse:
-        """List the operations of a project, newest first; filter `done=true` or `done=false`."""
-        project = names.parse(PARENT, request.name.removesuffix("/operations"), field="name")
+        """List the operations of a project, newest first; filter `done=true` or `done=false`.
+
+        The name is `projects/{project}/operations`, with `/{service}` behind it at the edge,
+        where it says whose operations are meant.
+        """
+        parent = request.name.removesuffix(f"/{self._operations.service}")
+        project = names.parse(PARENT, parent.removesuffix("/operations"), field="name")
         key = request.filter.replace(" ", "")
         if key not in FILTERS:
             raise InvalidArgument(

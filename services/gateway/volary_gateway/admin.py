@@ -38,8 +38,10 @@ class EnvoyAdmin:
         self._address = address
         self._clock = clock
 
-    async def without_hosts(self, clusters: Iterable[str], timeout_s: float) -> tuple[str, ...]:
-        """Wait until each cluster has a healthy host; return those that have none in time.
+    async def without_hosts(
+        self, clusters: Iterable[str], timeout_s: float, spare: int = 0
+    ) -> tuple[str, ...]:
+        """Wait until each cluster has a healthy host beyond `spare` ones; return those without.
 
         Without an admin address, or when it does not answer, every cluster counts as seen:
         Envoy's acknowledgement is then all that is known.
@@ -50,7 +52,9 @@ class EnvoyAdmin:
             stats = await self._stats("^cluster\\.version/.*\\.membership_healthy$")
             if stats is None:
                 return ()
-            waiting = tuple(c for c in waiting if not stats.get(f"cluster.{c}.membership_healthy"))
+            waiting = tuple(
+                c for c in waiting if stats.get(f"cluster.{c}.membership_healthy", 0) <= spare
+            )
             if waiting and self._clock.monotonic_s() > end_s:
                 break
             if waiting:

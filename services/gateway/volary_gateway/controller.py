@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from volary_kit import outbox
@@ -18,22 +18,30 @@ from volary_kit.errors import FailedPrecondition, NotFound, VolaryError
 from volary_kit.streams import TRAFFIC_EVENTS
 
 from volary_gateway.admin import EnvoyAdmin
+from volary_gateway.domain.fallbacks import Fallback
 from volary_gateway.domain.fleet import LEASE_US, Desired, Fleet, Readiness, Replica
+from volary_gateway.domain.limits import Limit, LimitName
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import IsReady, Traffic
 from volary_gateway.events import traffic_event
 from volary_gateway.plane import Plane
+from volary_gateway.store import edge as edge_rows
 from volary_gateway.store import fleet as fleet_rows
 from volary_gateway.store import identity as identity_rows
 from volary_gateway.store import traffic as traffic_rows
 from volary_gateway.xds.edge import Edge
-from volary_gateway.xds.mesh import Mesh, snapshot_of
+from volary_gateway.xds.mesh import Mesh, SnapshotBuilder
 from volary_gateway.xds.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 LEASE_LOOK_S = 0.5
 SAVE_AGAIN_S = 0.5
 Decide = Callable[[Traffic, IsReady, int], Traffic]
+ListRevoked = Callable[[Iterable[str]], None]
+
+
+def list_nowhere(_key_ids: Iterable[str]) -> None:
+    """Tell nobody which keys are revoked: only the edge refuses them."""
 
 
 class Changes:
@@ -65,7 +73,13 @@ class Controller:
     """Own the state of the mesh; one at a time per database."""
 
     def __init__(
-        self, database: Database, plane: Plane, edge: Edge, admin: EnvoyAdmin, clock: Clock
+        self,
+        database: Database,
+        plane: Plane,
+        edge: Edge,
+        admin: EnvoyAdmin,
+        clock: Clock,
+        list_revoked: ListRevoked = list_nowhere,
     ) -> None:
         self._database = database
         self._plane = plane
@@ -77,6 +91,12 @@ class Controller:
         self._writing = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._revoked: tuple[str, ...] = ()
+        self._list_revoked = list_revoked
+        self._builder = SnapshotBuilder()
+        self._endpoints: dict[VersionName, tuple[str, ...]] | None = None
+        self._listed: tuple[str, ...] | None = None
+        self.limits: dict[LimitName, Limit] = {}
+        self.fallbacks: dict[ModelName, Fallback] = {}
         self.fleet = Fleet()
         self.desired = Desired()
         self.changes = Changes()
@@ -87,9 +107,12 @@ class Controller:
         async with self._database.read() as transaction:
             self._traffic = {t.model: t for t in await traffic_rows.every(transaction)}
             self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
+            self.limits = await edge_rows.every_limit(transaction)
+            self.fallbacks.update(await edge_rows.every_fallback(transaction))
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
-        self._publish()
+        self._fleet_changed()
+        self._list()
 
     @property
     def traffic(self) -> tuple[Traffic, ...]:
@@ -163,8 +186,12 @@ class Controller:
             return
         fresh = sorted(after.receiving - before.receiving)
         clusters = [VersionName.of(model, version).cluster for version in fresh]
+        # the host of a fallback is always healthy and is no replica
+        spare = int(bool(self._edge.fallback) and model in self.fallbacks)
         unseen = (
-            await self._admin.without_hosts(clusters, timeout_s) if self._plane.connected else ()
+            await self._admin.without_hosts(clusters, timeout_s, spare)
+            if self._plane.connected
+            else ()
         )
         if unseen:
             raise FailedPrecondition(
@@ -178,27 +205,77 @@ class Controller:
         traffic = self._traffic.get(model)
         if traffic is None or traffic.generation != generation:
             return 0
-        ready = self.fleet.endpoints(self.desired)
+        ready = self._ready()
         serving = [w.version for w in traffic.weights if w.weight]
         bare = [v for v in serving if VersionName.of(model, v) not in ready]
         found = serving if len(serving) == 1 else bare
         return found[0] if len(found) == 1 else 0
 
+    async def set_limit(self, limit: Limit) -> None:
+        """Limit calls at the edge from the next push on."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.save_limit(transaction, limit)
+            self.limits[limit.name] = limit
+            self._publish()
+
+    async def remove_limit(self, name: LimitName) -> None:
+        """Limit calls no longer; raise NotFound `LIMIT_NOT_FOUND`."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.remove_limit(transaction, name)
+            self.limits.pop(name, None)
+            self._publish()
+
+    async def set_fallback(self, fallback: Fallback) -> None:
+        """Answer for a model by its fallback whenever none of its replicas can."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.save_fallback(transaction, fallback)
+            self.fallbacks[fallback.model] = fallback
+            self._publish()
+
+    async def remove_fallback(self, model: ModelName) -> None:
+        """Answer for a model by its replicas alone."""
+        async with self._writing:
+            async with self._database.transaction() as transaction:
+                await edge_rows.remove_fallback(transaction, model)
+            self.fallbacks.pop(model, None)
+            self._publish()
+
     async def refresh_revoked(self) -> None:
-        """Refuse at the edge the keys that are revoked by now."""
+        """Refuse the keys that are revoked by now, at the edge and behind it."""
         async with self._database.read() as transaction:
             self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
         self._publish()
+        self._list()
+
+    def _list(self) -> None:
+        """Tell the services which keys are revoked; what cannot be written is tried again."""
+        if self._listed == self._revoked:
+            return
+        try:
+            self._list_revoked(self._revoked)
+        except OSError as error:
+            log.error("the list of revoked keys is not written: %s", error.strerror)  # noqa: TRY400
+            return
+        self._listed = self._revoked
+
+    def _ready(self) -> dict[VersionName, tuple[str, ...]]:
+        """Return the addresses by version; the same object until the fleet changes."""
+        if self._endpoints is None:
+            self._endpoints = self.fleet.endpoints(self.desired)
+        return self._endpoints
 
     def _is_ready(self, model: ModelName) -> IsReady:
-        ready = self.fleet.endpoints(self.desired)
+        ready = self._ready()
         return lambda version: VersionName.of(model, version) in ready
 
     async def report(self, replica: Replica) -> None:
         """Take a replica's report."""
         if self.fleet.report(replica, self._clock.now_us()):
             self._unsaved.add(replica.id)
-            self._publish()
+            self._fleet_changed()
 
     def readiness(self, version: VersionName) -> Readiness:
         """Return on how many replicas a version is ready."""
@@ -212,7 +289,7 @@ class Controller:
             async with self._database.transaction() as transaction:
                 revision = await fleet_rows.want(transaction, version, digest)
             self.desired.add(version, digest, revision)
-            self._publish()
+            self._fleet_changed()
 
     async def unload_version(self, version: VersionName) -> None:
         """Take a version out of the desired set; raise `VERSION_IN_TRAFFIC` while it serves."""
@@ -227,7 +304,7 @@ class Controller:
             async with self._database.transaction() as transaction:
                 revision = await fleet_rows.let_go(transaction, version)
             self.desired.remove(version, revision)
-            self._publish()
+            self._fleet_changed()
 
     async def watch_leases(self) -> None:
         """Withdraw the endpoints of replicas whose lease is over, and keep the rows in step."""
@@ -236,11 +313,12 @@ class Controller:
             for replica_id in self.fleet.expire(self._clock.now_us()):
                 log.warning("the lease of replica %s is over", replica_id)
                 self._unsaved.add(replica_id)
-                self._publish()
+                self._fleet_changed()
             try:
                 await self._save_replicas()
             except VolaryError as error:
                 log.warning("the replicas are not saved: %s", error.reason)
+            self._list()
             await asyncio.sleep(LEASE_LOOK_S)
 
     async def _save_replicas(self) -> None:
@@ -262,15 +340,22 @@ class Controller:
 
     def _snapshot(self, changed: dict[ModelName, Traffic] | None = None) -> Snapshot:
         traffic = self._traffic | (changed or {})
-        return snapshot_of(
+        return self._builder.build(
             Mesh(
                 edge=self._edge,
                 traffic=tuple(traffic.values()),
-                ready=self.fleet.endpoints(self.desired),
+                ready=self._ready(),
                 replicas=self.fleet.addresses(),
                 revoked=self._revoked,
+                limits=tuple(self.limits.values()),
+                fallbacks=frozenset(self.fallbacks),
             )
         )
+
+    def _fleet_changed(self) -> None:
+        """Serve from who is ready by now."""
+        self._endpoints = None
+        self._publish()
 
     def _publish(self) -> None:
         self._plane.publish(self._snapshot())

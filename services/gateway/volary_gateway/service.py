@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import volary_contract
 from envoy.service.accesslog.v3 import als_pb2_grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
+from inference import grpc_service_pb2_grpc as v2_grpc
 from volary.gateway.v1 import (
+    edge_service_pb2_grpc,
     evidence_service_pb2_grpc,
     identity_service_pb2_grpc,
     replica_service_pb2_grpc,
     traffic_service_pb2_grpc,
 )
+from volary.inference.v1 import prediction_service_pb2_grpc
+from volary_kit.database import Database
 from volary_kit.identity import KEY_ISSUER, SigningKey
 from volary_kit.resources import peers_of
+from volary_kit.revocations import write_revocations
+from volary_kit.server import AioServer
 from volary_kit.service import Resources, Service, Servicer
 
 from volary_gateway.admin import EnvoyAdmin
-from volary_gateway.controller import Controller
+from volary_gateway.controller import Controller, ListRevoked, list_nowhere
 from volary_gateway.credential import EnvoyCredential
-from volary_gateway.handlers import access_logs, discovery
+from volary_gateway.handlers import access_logs, discovery, fallback
+from volary_gateway.handlers.edge import EdgeHandler
 from volary_gateway.handlers.evidence import EvidenceHandler
+from volary_gateway.handlers.fallback import FallbackPredictionHandler, FallbackV2Handler
 from volary_gateway.handlers.identity import IdentityHandler
 from volary_gateway.handlers.replicas import ReplicaHandler
 from volary_gateway.handlers.traffic import TrafficHandler
+from volary_gateway.leadership import leading
 from volary_gateway.plane import Plane
 from volary_gateway.recorder import Recorder
 from volary_gateway.settings import GatewaySettings
@@ -35,10 +46,19 @@ from volary_gateway.xds.edge import Edge, edge_methods
 
 @asynccontextmanager
 async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
-    """Build gateway: it serves the stored state before it takes the first call."""
-    settings, database, clock = kit.settings, kit.require_database(), kit.clock
+    """Build gateway once it may lead: of two with one database the second one waits here."""
+    database, url = kit.require_database(), kit.settings.database_url or ""
+    async with leading(url) as leadership, _built(kit, database) as service:
+        yield replace(service, background=[*service.background, leadership.watch_always])
+
+
+@asynccontextmanager
+async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIterator[Service]:
+    """Serve the stored state before the first call is taken."""
+    settings, clock = kit.settings, kit.clock
     plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
-    controller = Controller(database, plane, edge_of(settings), admin, clock)
+    listing = _revocation_list(settings)
+    controller = Controller(database, plane, edge_of(settings), admin, clock, listing)
     recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
     await controller.load()
     await recorder.load()
@@ -82,17 +102,41 @@ async def build(kit: Resources[GatewaySettings]) -> AsyncIterator[Service]:
                 access_logs.AccessLogHandler(recorder, controller.hostless),
                 access_logs.SERVICE,
             ),
+            Servicer(
+                edge_service_pb2_grpc.add_EdgeServiceServicer_to_server,
+                EdgeHandler(controller, clock, serves_fallbacks=bool(settings.fallback_port)),
+                "volary.gateway.v1.EdgeService",
+            ),
         ],
+        listeners=[_fallback_server(kit, controller)] if settings.fallback_port else [],
         readiness=[database.ping],
         background=background,
     )
     await recorder.flush()
 
 
+def _fallback_server(kit: Resources[GatewaySettings], controller: Controller) -> AioServer:
+    """Return the listener that answers for models without a living replica."""
+    servicers = [
+        Servicer(
+            v2_grpc.add_GRPCInferenceServiceServicer_to_server,
+            FallbackV2Handler(controller.fallbacks),
+            fallback.V2_SERVICE,
+        ),
+        Servicer(
+            prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server,
+            FallbackPredictionHandler(controller.fallbacks),
+            fallback.PREDICTION_SERVICE,
+        ),
+    ]
+    return kit.aio_server(servicers, port=kit.settings.fallback_port)
+
+
 def edge_of(settings: GatewaySettings) -> Edge:
     """Return what the edge is made of, from the settings alone."""
     services = {peer: address for peer, address in peers_of(settings).items() if address}
-    services["gateway"] = f"{settings.host}:{settings.port}"
+    own = settings.advertised_address or f"{settings.host}:{settings.port}"
+    services["gateway"] = own
     return Edge(
         listen=settings.envoy_listen,
         jwks=_edge_jwks(settings),
@@ -100,6 +144,9 @@ def edge_of(settings: GatewaySettings) -> Edge:
         methods=edge_methods(),
         services=services,
         otlp=_host_port(settings.otlp_endpoint),
+        fallback=f"{own.rpartition(':')[0]}:{settings.fallback_port}"
+        if settings.fallback_port
+        else "",
     )
 
 
@@ -109,6 +156,11 @@ def _edge_jwks(settings: GatewaySettings) -> str:
         return '{"keys": []}'
     keys = json.loads(settings.jwks_file.read_text())["keys"]
     return json.dumps({"keys": [key for key in keys if key.get("iss") == KEY_ISSUER]})
+
+
+def _revocation_list(settings: GatewaySettings) -> ListRevoked:
+    path = settings.revocations_file
+    return list_nowhere if path is None else functools.partial(write_revocations, path)
 
 
 def _issuing_key(settings: GatewaySettings) -> SigningKey | None:

@@ -25,6 +25,7 @@ traffic = sa.Table(
     sa.Column("production", sa.BigInteger, nullable=False),
     sa.Column("previous", sa.BigInteger, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("segments", JSONB, nullable=False),
 )
 
 desired_versions = sa.Table(
@@ -80,6 +81,7 @@ evidence_outcomes = sa.Table(
     sa.Column("code", sa.Integer, primary_key=True),
     sa.Column("tier", sa.Text, primary_key=True),
     sa.Column("attempts", sa.BigInteger, nullable=False),
+    sa.Column("firsts", sa.BigInteger, nullable=False),
 )
 
 evidence_latencies = sa.Table(
@@ -122,6 +124,27 @@ evidence_flushes = sa.Table(
     metadata,
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("flushed_us", sa.BigInteger, nullable=False),
+)
+
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("calls_per_s", sa.BigInteger, nullable=False),
+    sa.Column("burst", sa.BigInteger, nullable=False),
+    sa.Column("updated_us", sa.BigInteger, nullable=False),
+)
+
+fallbacks = sa.Table(
+    "fallbacks",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("outputs", JSONB, nullable=False),
+    sa.Column("updated_us", sa.BigInteger, nullable=False),
 )
 
 projects = sa.Table(

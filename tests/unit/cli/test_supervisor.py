@@ -102,6 +102,21 @@ async def test_starts_what_is_needed_first_and_stops_it_last(stage: Stage) -> No
     assert not orphans(stage.folder)
 
 
+async def test_component_joins_and_leaves_while_others_run(stage: Stage) -> None:
+    supervisor = stage.supervisor(stage.component("a"))
+    await supervisor.start()
+    await supervisor.add(stage.component("b", "a"))
+    await until(lambda: supervisor.conditions["b"].health is Health.READY)
+    await supervisor.remove("b")
+    assert list(supervisor.conditions) == ["a"]
+    assert (stage.folder / "stopped").read_text().split() == ["b"]
+    await supervisor.add(stage.component("b", "a"))
+    await until(lambda: supervisor.conditions["b"].health is Health.READY)
+    await supervisor.stop()
+    assert (stage.folder / "stopped").read_text().split() == ["b", "b", "a"]
+    assert not orphans(stage.folder)
+
+
 async def test_what_dies_comes_back_and_is_counted(stage: Stage) -> None:
     supervisor = stage.supervisor(stage.component("a"))
     await supervisor.start()

@@ -102,6 +102,8 @@ class Mesh:
     metrics_port: int = field(default_factory=free_port)
     edge_port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
+    advertised_port: int = 0
+    fallback_port: int = field(default_factory=free_port)
     model: str = "flights"  # each test has a model of its own
 
     def __post_init__(self) -> None:
@@ -124,8 +126,11 @@ class Mesh:
             "METRICS_PORT": self.metrics_port,
             "DATABASE_URL": self.database_url,
             "JWKS_FILE": self.folder / "jwks.json",
+            "REVOCATIONS_FILE": self.folder / "revoked.json",
             "SERVICE_KEY_FILE": self.folder / "gateway.pem",
             "ISSUING_KEY_FILE": self.folder / "issuing.pem",
+            "ADVERTISED_ADDRESS": f"127.0.0.1:{self.advertised_port or self.port}",
+            "FALLBACK_PORT": self.fallback_port,
             "ENVOY_LISTEN": f"127.0.0.1:{self.edge_port}",
             "ENVOY_ADMIN": f"127.0.0.1:{self.admin_port}",
             "ENVOY_CREDENTIAL_FILE": self.folder / "credential.json",

@@ -260,10 +260,14 @@ class Rig:
         )
 
     def token(
-        self, project: str = "default", life_s: float = 600, key_id: str | None = None
+        self,
+        project: str = "default",
+        life_s: float = 600,
+        key_id: str | None = None,
+        principal: str = "tester",
     ) -> str:
         return mint_api_key(
-            self.key, "tester", ["predictor"],
+            self.key, principal, ["predictor"],
             project=project, life_s=life_s, clock=SystemClock(), key_id=key_id,
         )  # fmt: skip
 

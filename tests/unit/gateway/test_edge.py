@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary_gateway.domain.names import ModelName, VersionName
-from volary_gateway.domain.traffic import MissingKey, Shadow, Stickiness, Traffic, Weight
+from volary_gateway.domain.traffic import MissingKey, Segment, Shadow, Stickiness, Traffic, Weight
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_gateway.xds.snapshot import Snapshot, resource
@@ -280,6 +280,26 @@ async def test_split_is_what_the_weights_say(edge: Edge):
     assert 120 <= candidate <= 240  # 180 +- 5.3 standard deviations: wrong once in 10^7 runs
     assert {seen["volary-version"] for seen in edge.two.calls()} == {"2"}
     assert {seen["volary-version"] for seen in edge.one.calls()} == {"1"}
+
+
+async def test_header_and_segment_have_a_split_of_their_own(edge: Edge):
+    chosen = Segment("beta", "x-ring", ("beta", "dev.1"), (Weight(2, 10_000),))
+    some = Segment("dutch", "x-country", ("nl",), (Weight(2, 5_000), Weight(1, 5_000)))
+    await edge.push((2, 0), (1, 10_000), segments=(chosen, some))
+    for ring in ("beta", "dev.1"):
+        await edge.infer(metadata=(*edge.key, ("x-ring", ring), ("x-country", "nl")))
+    assert len(edge.two.calls()) == 2
+    for ring in ("devX1", "betamax", "BETA"):  # a value is whole and no pattern
+        await edge.infer(metadata=(*edge.key, ("x-ring", ring)))
+    assert len(edge.two.calls()) == 2
+    assert {seen["volary-route"] for seen in edge.two.calls()} == {
+        f"flights/-/beta/{edge.generation}"
+    }
+    for _ in range(200):
+        await edge.infer(metadata=(*edge.key, ("x-country", "nl")))
+    drawn = [s for s in edge.two.calls() if s["volary-route"].split("/")[2] == "dutch"]
+    assert 62 <= len(drawn) <= 138  # 100 +- 5.4 standard deviations: wrong once in 10^7 runs
+    assert edge.one.calls()[0]["volary-route"] == f"flights/r1/canary/{edge.generation}"
 
 
 async def users_of_candidate(edge: Edge, share: int, salt: str = "r1") -> set[str]:

@@ -14,6 +14,9 @@ from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary.events.v1 import event_pb2
 from volary.gateway.v1 import (
+    edge_pb2,
+    edge_service_pb2,
+    edge_service_pb2_grpc,
     identity_service_pb2,
     replica_service_pb2,
     traffic_pb2,
@@ -105,6 +108,12 @@ def served(backends: list[Backend]) -> Counter:
     return Counter(int(seen["volary-version"]) for each in backends for seen in each.calls())
 
 
+def healthy(running: Mesh, version: int) -> int:
+    """Return how many healthy replicas of a version Envoy sees."""
+    name = f"cluster.version/default/{running.model}/{version}.membership_healthy"
+    return running.envoy.stats("membership_healthy").get(name, 0)
+
+
 async def test_fenced_write_and_its_refusals(running: Mesh):
     stale = running.set(0, (2, 10_000))
     assert await reason_of(stale) == (grpc.StatusCode.ABORTED, "STALE_GENERATION")
@@ -148,6 +157,22 @@ async def test_evidence_equals_the_calls_that_were_made(running: Mesh, backends:
     assert codes == {(0, "model"): 150, (13, "model"): 10}
     assert evidence.complete
     assert evidence.missing_records == 0
+
+
+async def test_retries_are_counted_and_are_no_events(running: Mesh, backends: list[Backend]):
+    await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
+    await until(lambda: healthy(running, 1) == healthy(running, 2) == 2)
+    backends[0].fail = grpc.StatusCode.UNAVAILABLE  # every call that meets it is tried again
+    client = Client(running)
+    for _ in range(40):
+        await client.infer()
+    failed = len(backends[0].calls())
+    assert failed  # round robin: a failure and its retry are one turn, so it may be each call
+    evidence = await running.counted("r1", 40 + failed)
+    outcomes = [o for variant in evidence.variants for o in variant.outcomes]
+    assert sum(o.count for o in outcomes if o.error_event) == failed
+    assert sum(o.first_attempts for o in outcomes) == 40
+    assert sum(sum(v.latency.counts) for v in evidence.variants) == 40
 
 
 async def test_shadow_is_counted_apart(running: Mesh, backends: list[Backend]):
@@ -257,6 +282,49 @@ async def test_brake_takes_effect_and_only_lowers(running: Mesh, backends: list[
     assert raising == (grpc.StatusCode.INVALID_ARGUMENT, "BRAKE_RAISES")
 
 
+async def test_segments_outlive_a_step_and_end_with_a_rollback(running: Mesh):
+    beta = traffic_pb2.Segment(
+        id="beta", header="x-ring", values=["beta"], weights=[{"version": 2, "weight": 10_000}]
+    )
+    segments = traffic_pb2.Segments(segments=[beta])
+    await running.set(1, (1, 10_000), segments=segments)
+    stepped = await running.set(2, (2, 100), (1, 9_900), rollout=ROLLOUT, step="canary")
+    assert [*stepped.segments] == [beta]
+    unready = traffic_pb2.Segments(segments=[beta])
+    unready.segments[0].weights[0].version = 3
+    call = running.set(3, (1, 10_000), segments=unready)
+    assert await reason_of(call) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_NOT_READY")
+    request = traffic_service_pb2.BrakeRequest(name=f"{running.name}/traffic", version=2, weight=50)
+    braked = await running.traffic.Brake(request, metadata=running.as_service(), timeout=10)
+    shares = [(w.version, w.weight) for w in braked.segments[0].weights]
+    assert shares == [(2, 50), (1, 9_950)]
+    back = traffic_service_pb2.RollbackRequest(name=f"{running.name}/traffic", reason="enough")
+    after = await running.traffic.Rollback(back, metadata=running.as_service(), timeout=10)
+    assert [*after.segments] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": ""},
+        {"header": "X-Upper"},
+        {"values": []},
+        {"weights": []},
+        {"weights": [{"version": 1, "weight": 9_999}]},
+    ],
+)
+async def test_segment_that_makes_no_sense_is_refused(started: Mesh, change: dict):
+    sound = {
+        "id": "s",
+        "header": "x-ring",
+        "values": ["b"],
+        "weights": [{"version": 1, "weight": 10_000}],
+    }
+    segments = traffic_pb2.Segments(segments=[traffic_pb2.Segment(**(sound | change))])
+    code, _ = await reason_of(started.set(1, (1, 10_000), segments=segments))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_watch_tells_every_change(running: Mesh):
     request = traffic_service_pb2.WatchTrafficRequest(name=f"{running.name}/traffic")
     watch = running.traffic.WatchTraffic(request, metadata=running.as_service())
@@ -322,12 +390,21 @@ async def test_key_is_shown_once_works_at_the_edge_and_ends_with_its_revocation(
     end = asyncio.get_running_loop().time() + 5
     while await code_of(client.infer()) is not grpc.StatusCode.UNAUTHENTICATED:
         assert asyncio.get_running_loop().time() < end
+    while await _of_service_called_directly(running, made.token) != "CREDENTIAL_REVOKED":
+        assert asyncio.get_running_loop().time() < end
     connection = await asyncpg.connect(running.database_url)
     try:
         kept = await connection.fetchrow("SELECT * FROM gateway.api_keys")
     finally:
         await connection.close()
     assert all(made.token.encode() != value and made.token != value for value in kept.values())
+
+
+async def _of_service_called_directly(running: Mesh, token: str) -> str:
+    """Return how a service behind the edge refuses a key: by its role, or because it is revoked."""
+    request = traffic_service_pb2.ListTrafficRequest(parent="projects/default")
+    call = running.traffic.ListTraffic(request, metadata=(("x-api-key", token),), timeout=5)
+    return (await reason_of(call))[1]
 
 
 async def test_own_api_is_reached_through_the_edge(running: Mesh):
@@ -337,6 +414,83 @@ async def test_own_api_is_reached_through_the_edge(running: Mesh):
     assert reply.generation == 1
     code, _ = await reason_of(stub.GetTraffic(request, metadata=running.api_key(), timeout=5))
     assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_limits_are_managed_by_name(running: Mesh):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(running.direct("test"))
+    operator = running.api_key("operator")
+    names = [f"{running.name}/limit", "projects/default/principals/-/limit"]
+    for name in names:
+        asked = edge_pb2.Limit(name=name, calls_per_second=1_000)
+        request = edge_service_pb2.SetLimitRequest(limit=asked)
+        assert (await stub.SetLimit(request, metadata=operator, timeout=5)).burst == 1_000
+    listing = edge_service_pb2.ListLimitsRequest(parent="projects/default")
+    listed = await stub.ListLimits(listing, metadata=operator, timeout=5)
+    assert [each.name for each in listed.limits] == names
+    await Client(running).infer()
+    for name in names:
+        request = edge_service_pb2.DeleteLimitRequest(name=name)
+        await stub.DeleteLimit(request, metadata=operator, timeout=5)
+    gone = stub.DeleteLimit(request, metadata=operator, timeout=5)
+    assert await reason_of(gone) == (grpc.StatusCode.NOT_FOUND, "LIMIT_NOT_FOUND")
+    foreign = edge_pb2.Limit(name="projects/other/models/m/limit", calls_per_second=1)
+    request = edge_service_pb2.SetLimitRequest(limit=foreign)
+    code, _ = await reason_of(stub.SetLimit(request, metadata=operator, timeout=5))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_model_whose_replicas_refuse_is_answered_by_its_rule(
+    running: Mesh, backends: list[Backend]
+):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(running.direct("test"))
+    name = f"{running.name}/fallback"
+    rule = edge_pb2.Fallback(
+        name=name,
+        tier=edge_pb2.FALLBACK_TIER_RULE,
+        outputs=[edge_pb2.FallbackOutput(name="probability", row=[0.25])],
+    )
+    request = edge_service_pb2.SetFallbackRequest(fallback=rule)
+    await stub.SetFallback(request, metadata=running.as_service(), timeout=5)
+    await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
+    for backend in backends:
+        backend.fail = grpc.StatusCode.UNAVAILABLE
+    client = Client(running)
+    call = v2.ModelInferRequest(model_name=running.model, id="7")
+    call.inputs.add(name="features", datatype="FP32", shape=[3, 2])
+    reply = await client.stub.ModelInfer(call, metadata=client.key, timeout=10)
+    assert reply.parameters["volary_tier"].string_param == "rule"
+    assert reply.id == "7"
+    assert [*reply.outputs[0].shape] == [3, 1]
+    assert [*reply.outputs[0].contents.fp32_contents] == [0.25] * 3
+    # the caller saw an answer; the attempts say what the versions did
+    evidence = await running.counted("r1", 4)
+    outcomes = [o for variant in evidence.variants for o in variant.outcomes]
+    assert all(outcome.error_event for outcome in outcomes)
+    assert sum(o.count for o in outcomes if o.tier == "rule") == 1
+    assert [o.code for o in outcomes if o.first_attempts] == [14]
+    forget = edge_service_pb2.DeleteFallbackRequest(name=name)
+    await stub.DeleteFallback(forget, metadata=running.as_service(), timeout=5)
+    asked = edge_service_pb2.GetFallbackRequest(name=name)
+    gone = stub.GetFallback(asked, metadata=running.as_service(), timeout=5)
+    assert await reason_of(gone) == (grpc.StatusCode.NOT_FOUND, "FALLBACK_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "fallback",
+    [
+        {"tier": edge_pb2.FALLBACK_TIER_RULE},
+        {"tier": edge_pb2.FALLBACK_TIER_NONE, "outputs": [{"name": "p", "row": [1.0]}]},
+        {"tier": edge_pb2.FALLBACK_TIER_RULE, "outputs": [{"name": "p", "row": [1.0]}] * 2},
+        {"tier": edge_pb2.FALLBACK_TIER_RULE, "outputs": [{"name": "p", "row": []}]},
+        {},
+    ],
+)
+async def test_fallback_that_makes_no_sense_is_refused(started: Mesh, fallback: dict):
+    stub = edge_service_pb2_grpc.EdgeServiceStub(started.direct("test"))
+    asked = edge_pb2.Fallback(name="projects/default/models/m/fallback", **fallback)
+    request = edge_service_pb2.SetFallbackRequest(fallback=asked)
+    code, _ = await reason_of(stub.SetFallback(request, metadata=started.as_service(), timeout=5))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_other_tenants_traffic_does_not_exist(running: Mesh):

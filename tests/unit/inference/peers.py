@@ -42,16 +42,16 @@ class Keys:
 
     def __init__(self, folder: Path) -> None:
         self.jwks, self.service_key = folder / "jwks.json", folder / "inference.pem"
-        self._issuer = SigningKey.generate("issuer")
+        self.issuer = SigningKey.generate("issuer")
         self._worker = SigningKey.generate("workflows")
         inference = SigningKey.generate("inference")
         inference.write(self.service_key)
         keys = [key.public_jwk() for key in (inference, self._worker)]
-        write_jwks(self.jwks, [*keys, self._issuer.public_jwk(KEY_ISSUER)])
+        write_jwks(self.jwks, [*keys, self.issuer.public_jwk(KEY_ISSUER)])
 
     def api_key(self, *roles: str, project: str = PROJECT) -> str:
         return mint_api_key(
-            self._issuer,
+            self.issuer,
             "tester",
             roles or ("predictor",),
             project=project,

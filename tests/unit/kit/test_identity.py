@@ -14,7 +14,6 @@ from volary_kit.errors import Unauthenticated
 from volary_kit.identity import (
     KEY_ISSUER,
     LEEWAY_S,
-    RELOAD_S,
     SERVICE_ISSUER,
     TOKEN_LIFE_S,
     Jwks,
@@ -26,7 +25,9 @@ from volary_kit.identity import (
     parse_jwks,
     write_jwks,
 )
+from volary_kit.revocations import Revocations, write_revocations
 from volary_kit.testing import ManualClock
+from volary_kit.watched import RELOAD_S
 
 GATEWAY = SigningKey.generate("gateway-1")
 REGISTRY = SigningKey.generate("registry")
@@ -179,6 +180,21 @@ def test_a_revoked_key_is_refused_at_once(jwks_file: Path, clock: ManualClock) -
     verifier.verify(token)
     revoked.add("k7")
     assert refused(verifier, token) == "CREDENTIAL_REVOKED"
+
+
+def test_list_of_revoked_keys_is_followed(
+    jwks_file: Path, clock: ManualClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "revoked.json"
+    verifier = Verifier(Jwks(jwks_file, clock), clock, Revocations(path, clock))
+    token = api_key(clock)
+    verifier.verify(token)  # no list, nothing revoked
+    write_revocations(path, ["k7", "k8"])
+    clock.advance(RELOAD_S)
+    assert refused(verifier, token) == "CREDENTIAL_REVOKED"
+    path.write_text('{"revoked": [7]}')
+    clock.advance(RELOAD_S)
+    assert refused(verifier, token) == "CREDENTIAL_REVOKED"  # a broken list frees nobody
 
 
 def test_tokens_are_renewed_before_they_expire(verifier: Verifier, clock: ManualClock) -> None:

@@ -221,7 +221,9 @@ def served(generation, version, calls, *, shadow=False, code=0):
         generation=generation,
         version=version,
         shadow=shadow,
-        outcomes=[evidence_pb2.OutcomeCount(code=code, tier="model", count=calls)],
+        outcomes=[
+            evidence_pb2.OutcomeCount(code=code, tier="model", count=calls, first_attempts=calls)
+        ],
         complete=True,
     )
 

@@ -9,10 +9,6 @@ from volary.gateway.v1 import evidence_pb2
 from volary_workflows.judge.inputs import Cell, Counts
 from volary_workflows.rollout.messages import WHOLE, TrafficStep
 
-MODEL_TIERS = ("model", "")  # empty: a method that runs no model, such as ModelMetadata
-OK, CANCELLED, INVALID_ARGUMENT = 0, 1, 3
-CALLERS_OWN = (OK, CANCELLED, INVALID_ARGUMENT)  # of the caller's making, whatever the version did
-
 
 def cells_of(
     evidence: evidence_pb2.Evidence, written: list[TrafficStep], candidate: int, baseline: int
@@ -41,22 +37,21 @@ def cells_of(
 
 
 def counts_of(variants: Iterable[evidence_pb2.VariantCounters]) -> Counts:
-    """Return the counts of one version in one cell; several rows are added up."""
+    """Return the counts of one version in one cell; several rows are added up.
+
+    First attempts alone: a retry is no event of its own. Which outcomes count against a version
+    is gateway's to say.
+    """
     calls = errors = users = users_with_error = 0
     latency: list[int] = []
     for variant in variants:
         for outcome in variant.outcomes:
-            calls += outcome.count
-            errors += outcome.count if is_error(outcome.code, outcome.tier) else 0
+            calls += outcome.first_attempts
+            errors += outcome.first_attempts if outcome.error_event else 0
         latency = _added(latency, list(variant.latency.counts))
         users += variant.users.users
         users_with_error += variant.users.users_with_error
     return Counts(calls, errors, latency, users, users_with_error)
-
-
-def is_error(code: int, tier: str) -> bool:
-    """Say whether an outcome counts against the version: a failure, or an answer by no model."""
-    return tier not in MODEL_TIERS if code == OK else code not in CALLERS_OWN
 
 
 def edges_of(evidence: evidence_pb2.Evidence) -> list[int]:

@@ -15,10 +15,14 @@ LATENCY_EDGES_US: tuple[int, ...] = tuple(round(100 * 10 ** (k / 10)) for k in r
 NO_STATUS = -1  # the attempt ended without a gRPC status: reset, connection refused
 MODEL_TIER = "model"
 USER_BYTES = 16
-CANCELLED, DEADLINE = 1, 4
-# of the caller's making, whatever the version did: NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
-# OUT_OF_RANGE and UNAUTHENTICATED stay in: a version that answers them wrongly fails its caller
-CALLERS_OWN = frozenset({0, CANCELLED, 3})
+OK, CANCELLED, INVALID_ARGUMENT, DEADLINE, NOT_FOUND = 0, 1, 3, 4, 5
+PERMISSION_DENIED, UNAUTHENTICATED = 7, 16
+# of the caller's making, whichever version it meets: callers who ask for nonsense must not end a
+# rollout. What a version makes of good input (INTERNAL, OUT_OF_RANGE, FAILED_PRECONDITION,
+# RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, ...) counts against it
+CALLERS_OWN = frozenset(
+    {CANCELLED, INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED}
+)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -49,13 +53,12 @@ class Attempt:
     latency_us: int | None
     ended_us: int
     user: str = ""
+    number: int = 1  # of its call; a retry is not independent of what it repeats
 
     @property
-    def is_error(self) -> bool:
-        """An answer that the caller should not have got, or that no model gave."""
-        if self.code == 0:
-            return self.tier not in ("", MODEL_TIER)
-        return self.code not in CALLERS_OWN
+    def is_first(self) -> bool:
+        """Whether it is an event of its own, which tests may use."""
+        return self.number <= 1
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Counts:
     """Counts since they were last taken, ready to be added to what is stored."""
 
     outcomes: Counter[tuple[Variant, int, str]] = field(default_factory=Counter)
+    firsts: Counter[tuple[Variant, int, str]] = field(default_factory=Counter)
     latencies: Counter[tuple[Variant, int]] = field(default_factory=Counter)
     users: dict[tuple[Variant, bytes], bool] = field(default_factory=dict)
     times: dict[Variant, tuple[int, int]] = field(default_factory=dict)
@@ -72,16 +76,28 @@ class Counts:
         return bool(self.outcomes or self.records)
 
     def add(self, attempt: Attempt) -> None:
-        """Count one attempt."""
+        """Count one attempt: every one by its outcome, first ones also by latency and user."""
         variant = attempt.variant
         self.outcomes[variant, attempt.code, attempt.tier] += 1
-        if attempt.latency_us is not None:
-            self.latencies[variant, bucket(attempt.latency_us)] += 1
         first, last = self.times.get(variant, (attempt.ended_us, attempt.ended_us))
         self.times[variant] = (min(first, attempt.ended_us), max(last, attempt.ended_us))
+        if attempt.is_first:
+            self._add_first(attempt)
+
+    def _add_first(self, attempt: Attempt) -> None:
+        variant = attempt.variant
+        self.firsts[variant, attempt.code, attempt.tier] += 1
+        if attempt.latency_us is not None:
+            self.latencies[variant, bucket(attempt.latency_us)] += 1
         if attempt.user:
             key = (variant, user_hash(variant.of, attempt.user))
-            self.users[key] = self.users.get(key, False) or attempt.is_error
+            error = is_error_event(attempt.code, attempt.tier)
+            self.users[key] = self.users.get(key, False) or error
+
+
+def is_error_event(code: int, tier: str) -> bool:
+    """Say whether an outcome counts against the version: its failure, or an answer by no model."""
+    return tier not in ("", MODEL_TIER) if code == OK else code not in CALLERS_OWN
 
 
 def bucket(latency_us: int) -> int:

@@ -64,6 +64,16 @@ class Stickiness:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """Callers whose header has one of some values, with a split of their own."""
+
+    id: str
+    header: str
+    values: tuple[str, ...]
+    weights: tuple[Weight, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """What serves a model since `updated_us`."""
 
@@ -80,16 +90,21 @@ class Traffic:
     updated_us: int = 0
     production: int = 0
     previous: int = 0
+    segments: tuple[Segment, ...] = ()
 
     @property
     def route(self) -> RouteName:
         """The name under which its evidence is counted."""
         return RouteName(self.model.model, self.rollout, self.step, self.generation)
 
+    def route_of(self, segment: Segment) -> RouteName:
+        """The name under which a segment is counted: of no rollout, since nobody is drawn."""
+        return RouteName(self.model.model, "", segment.id, self.generation)
+
     @property
     def versions(self) -> tuple[int, ...]:
         """Every version that a call or a copy may reach by the split, production included."""
-        named = [w.version for w in self.weights]
+        named = [w.version for weights in self._splits for w in weights]
         named += [self.shadow.version] if self.shadow else []
         named += [self.production] if self.production else []
         return tuple(dict.fromkeys(named))
@@ -98,7 +113,12 @@ class Traffic:
     def receiving(self) -> frozenset[int]:
         """The versions that receive calls or copies of them."""
         shadow = {self.shadow.version} if self.shadow else set()
-        return frozenset(shadow | {w.version for w in self.weights if w.weight})
+        shares = {w.version for weights in self._splits for w in weights if w.weight}
+        return frozenset(shadow | shares)
+
+    @property
+    def _splits(self) -> tuple[tuple[Weight, ...], ...]:
+        return (self.weights, *(segment.weights for segment in self.segments))
 
     def weight_of(self, version: int) -> int:
         """Return a version's share, 0 when it has none."""
@@ -119,6 +139,7 @@ class Change:
     principal: str = ""
     reason: str = ""
     production: int = 0
+    segments: tuple[Segment, ...] | None = None  # None: as they are
 
 
 def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int) -> Traffic:
@@ -128,6 +149,7 @@ def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int
     FailedPrecondition `VERSION_NOT_READY`.
     """
     check_split(change.weights, change.shadow)
+    check_segments(change.segments or ())
     if change.expected_generation != current.generation:
         raise _stale(current, change.expected_generation)
     production = change.production or current.production or change.weights[-1].version
@@ -143,6 +165,7 @@ def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int
         principal=change.principal,
         reason=change.reason,
         updated_us=now_us,
+        segments=current.segments if change.segments is None else change.segments,
     )
     _require_ready(after, is_ready, production)
     return _with_production(after, production)
@@ -169,6 +192,7 @@ def roll_back(
         principal=principal,
         reason=reason,
         updated_us=now_us,
+        segments=(),
     )
     _require_ready(after, is_ready, target)
     return _with_production(after, target)
@@ -195,14 +219,14 @@ def brake(
             f"the brake may only lower: version {version} has {present} of {TOTAL}",
             field="weight",
         )
-    freed = present - weight
-    weights = tuple(
-        replace(w, weight=weight if w.version == version else w.weight) for w in current.weights
-    )
     return replace(
         current,
         generation=current.generation + 1,
-        weights=_add(weights, baseline, freed),
+        weights=_lowered(current.weights, version, weight, baseline),
+        segments=tuple(
+            replace(each, weights=_lowered(each.weights, version, weight, baseline))
+            for each in current.segments
+        ),
         cause=Cause.BRAKE,
         principal=principal,
         reason=reason,
@@ -226,6 +250,26 @@ def check_split(weights: Sequence[Weight], shadow: Shadow | None) -> None:
             "a version that serves cannot be its own shadow",
             field="shadow.version",
         )
+
+
+def check_segments(segments: Sequence[Segment]) -> None:
+    """Raise InvalidArgument for segments of one name, or a split of one that does not add up."""
+    if len({segment.id for segment in segments}) != len(segments):
+        raise InvalidArgument("SEGMENT_TWICE", "a segment is named twice", field="segments")
+    for segment in segments:
+        check_split(segment.weights, None)
+
+
+def _lowered(
+    weights: tuple[Weight, ...], version: int, weight: int, baseline: int
+) -> tuple[Weight, ...]:
+    """Return a split in which a version has at most `weight`; the rest goes to the baseline."""
+    freed = sum(max(0, w.weight - weight) for w in weights if w.version == version)
+    lowered = tuple(
+        replace(w, weight=min(w.weight, weight) if w.version == version else w.weight)
+        for w in weights
+    )
+    return _add(lowered, baseline, freed) if freed else lowered
 
 
 def _way_back(current: Traffic) -> int:

@@ -15,7 +15,7 @@ from volary_gateway.domain.evidence import CANCELLED, DEADLINE, NO_STATUS, Attem
 from volary_gateway.domain.names import ModelName, RouteName
 from volary_gateway.handlers import Context
 from volary_gateway.recorder import Recorder
-from volary_gateway.xds.logs import REFUSALS
+from volary_gateway.xds.logs import ATTEMPT_HEADER, REFUSALS
 
 Entry = accesslog_pb2.HTTPAccessLogEntry
 SERVICE: str = als_pb2.DESCRIPTOR.services_by_name["AccessLogService"].full_name
@@ -71,6 +71,7 @@ def attempt_of(entry: Entry) -> Attempt | None:
         latency_us=_latency_us(entry),
         ended_us=_ended_us(entry),
         user=headers.get("volary-user", ""),
+        number=_number(entry),
     )
 
 
@@ -85,7 +86,15 @@ def refusal_of(entry: Entry, hostless: Hostless) -> Attempt | None:
         return None
     version = hostless(ModelName(project, name.model), name.generation)
     variant = _variant(project, str(name), version, is_shadow=False)
-    return Attempt(variant, UNAVAILABLE, "", None, _ended_us(entry)) if variant else None
+    if variant is None:
+        return None
+    return Attempt(variant, UNAVAILABLE, "", None, _ended_us(entry), number=_number(entry))
+
+
+def _number(entry: Entry) -> int:
+    """Return which attempt of its call a record is of; a mirrored copy has but one."""
+    count = entry.request.request_headers.get(ATTEMPT_HEADER, "")
+    return int(count) if count.isdigit() else 1
 
 
 def _variant(project: str, route: str, version: int, *, is_shadow: bool) -> Variant | None:

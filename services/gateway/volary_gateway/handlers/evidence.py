@@ -7,7 +7,7 @@ from volary_kit.clock import Clock
 from volary_kit.timestamps import from_us
 
 from volary_gateway.controller import Controller
-from volary_gateway.domain.evidence import LATENCY_EDGES_US, latency_counts
+from volary_gateway.domain.evidence import LATENCY_EDGES_US, is_error_event, latency_counts
 from volary_gateway.handlers import Context
 from volary_gateway.handlers.names import model_of
 from volary_gateway.recorder import Recorder
@@ -55,8 +55,14 @@ def _counters(stored: StoredVariant, *, is_complete: bool) -> evidence_pb2.Varia
         version=variant.version,
         shadow=variant.is_shadow,
         outcomes=[
-            evidence_pb2.OutcomeCount(code=code, tier=tier, count=count)
-            for code, tier, count in stored.outcomes
+            evidence_pb2.OutcomeCount(
+                code=outcome.code,
+                tier=outcome.tier,
+                count=outcome.attempts,
+                first_attempts=outcome.firsts,
+                error_event=is_error_event(outcome.code, outcome.tier),
+            )
+            for outcome in stored.outcomes
         ],
         latency=evidence_pb2.LatencyCounts(
             edges_us=LATENCY_EDGES_US, counts=latency_counts(stored.latencies)

@@ -126,7 +126,15 @@ def _change(request: traffic_service_pb2.SetTrafficRequest) -> domain.Change:
         principal=_who(current_call()),
         reason=request.reason,
         production=request.production_version,
+        segments=tuple(_segment(each) for each in request.segments.segments)
+        if request.HasField("segments")
+        else None,
     )
+
+
+def _segment(segment: traffic_pb2.Segment) -> domain.Segment:
+    weights = tuple(domain.Weight(w.version, w.weight) for w in segment.weights)
+    return domain.Segment(segment.id, segment.header, tuple(segment.values), weights)
 
 
 def _who(call: Call) -> str:
@@ -156,6 +164,17 @@ def to_proto(served: Served) -> traffic_pb2.Traffic:
         in_effect=served.in_effect,
         production_version=traffic.production,
         previous_version=traffic.previous,
+        segments=[
+            traffic_pb2.Segment(
+                id=each.id,
+                header=each.header,
+                values=each.values,
+                weights=[
+                    traffic_pb2.Weight(version=w.version, weight=w.weight) for w in each.weights
+                ],
+            )
+            for each in traffic.segments
+        ],
     )
     if traffic.shadow is not None:
         reply.shadow.version = traffic.shadow.version

@@ -40,6 +40,16 @@ class Gap:
     is_final: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StoredOutcome:
+    """Attempts of one outcome, and how many of them were the first of their call."""
+
+    code: int
+    tier: str
+    attempts: int
+    firsts: int
+
+
 @dataclass(slots=True)
 class StoredVariant:
     """The stored counts of one variant."""
@@ -47,7 +57,7 @@ class StoredVariant:
     variant: Variant
     first_us: int
     last_us: int
-    outcomes: list[tuple[int, str, int]] = field(default_factory=list)
+    outcomes: list[StoredOutcome] = field(default_factory=list)
     latencies: list[tuple[int, int]] = field(default_factory=list)
     users: int = 0
     users_with_error: int = 0
@@ -96,10 +106,16 @@ async def _add_outcomes(
     transaction: Transaction, counts: Counts, ids: Mapping[Variant, int]
 ) -> None:
     rows = [
-        {"variant": ids[variant], "code": code, "tier": tier, "attempts": count}
+        {
+            "variant": ids[variant],
+            "code": code,
+            "tier": tier,
+            "attempts": count,
+            "firsts": counts.firsts[variant, code, tier],
+        }
         for (variant, code, tier), count in counts.outcomes.items()
     ]
-    await _accumulate(transaction, evidence_outcomes, rows)
+    await _accumulate(transaction, evidence_outcomes, rows, ("attempts", "firsts"))
 
 
 async def _add_latencies(
@@ -109,20 +125,23 @@ async def _add_latencies(
         {"variant": ids[variant], "bucket": index, "attempts": count}
         for (variant, index), count in counts.latencies.items()
     ]
-    await _accumulate(transaction, evidence_latencies, rows)
+    await _accumulate(transaction, evidence_latencies, rows, ("attempts",))
 
 
 async def _accumulate(
-    transaction: Transaction, table: sa.Table, rows: Sequence[Mapping[str, object]]
+    transaction: Transaction,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, object]],
+    counted: Iterable[str],
 ) -> None:
     if not rows:
         return
     statement = insert(table).values(rows)
-    attempts = table.c.attempts + statement.excluded.attempts
+    sums = {name: table.c[name] + statement.excluded[name] for name in counted}
     await transaction.execute(
         statement.on_conflict_do_update(
             index_elements=[column.name for column in table.primary_key],
-            set_={"attempts": attempts},
+            set_=sums,
         )
     )
 
@@ -236,7 +255,8 @@ async def _read_counts(transaction: Transaction, found: Mapping[int, StoredVaria
     outcomes, latencies, users = evidence_outcomes, evidence_latencies, evidence_users
     ordered = sa.select(outcomes).where(outcomes.c.variant.in_(ids)).order_by("code", "tier")
     for row in await transaction.execute(ordered):
-        found[row.variant].outcomes.append((row.code, row.tier, row.attempts))
+        outcome = StoredOutcome(row.code, row.tier, row.attempts, row.firsts)
+        found[row.variant].outcomes.append(outcome)
     for row in await transaction.execute(sa.select(latencies).where(latencies.c.variant.in_(ids))):
         found[row.variant].latencies.append((row.bucket, row.attempts))
     counted = sa.select(

@@ -12,6 +12,7 @@ from volary_gateway.domain.names import ModelName
 from volary_gateway.domain.traffic import (
     Cause,
     MissingKey,
+    Segment,
     Shadow,
     Stickiness,
     Traffic,
@@ -68,6 +69,10 @@ def _row(traffic: Traffic) -> dict[str, Any]:
         "updated_us": traffic.updated_us,
         "production": traffic.production,
         "previous": traffic.previous,
+        "segments": [
+            [s.id, s.header, list(s.values), [[w.version, w.weight] for w in s.weights]]
+            for s in traffic.segments
+        ],
     }
 
 
@@ -87,4 +92,8 @@ def _traffic(row: sa.RowMapping) -> Traffic:
         updated_us=row["updated_us"],
         production=row["production"],
         previous=row["previous"],
+        segments=tuple(
+            Segment(name, header, tuple(values), tuple(Weight(*pair) for pair in weights))
+            for name, header, values, weights in row["segments"]
+        ),
     )

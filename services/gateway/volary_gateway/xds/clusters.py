@@ -23,6 +23,7 @@ MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first 
 MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
 RETRY_BUDGET_PERCENT = 20.0
 CONNECT_TIMEOUT_S = 0.5
+REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -48,12 +49,26 @@ def replica_cluster(name: str) -> Cluster:
     )
 
 
-def endpoints(name: str, addresses: Iterable[str]) -> endpoint_pb2.ClusterLoadAssignment:
-    """Return the endpoints of a cluster, in order of address."""
+def endpoints(
+    name: str, addresses: Iterable[str], fallback: str = ""
+) -> endpoint_pb2.ClusterLoadAssignment:
+    """Return the endpoints of a cluster, in order of address; the fallback's comes last.
+
+    As long as one replica is healthy it gets every call: by default half of them ill would send
+    a third of the calls to the fallback.
+    """
     group = endpoint_components_pb2.LocalityLbEndpoints(
         lb_endpoints=[_endpoint(address_pb2.Address(**address(at))) for at in sorted(addresses)]
     )
-    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=[group])
+    found = endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=[group])
+    if fallback:
+        found.policy.overprovisioning_factor.value = REPLICAS_FIRST
+        last = endpoint_components_pb2.LocalityLbEndpoints(
+            priority=1, lb_endpoints=[_endpoint(address_pb2.Address(**address(fallback)))]
+        )
+        last.lb_endpoints[0].endpoint.health_check_config.disable_active_health_check = True
+        found.endpoints.append(last)
+    return found
 
 
 def fixed_cluster(name: str, host_port: str) -> Cluster:

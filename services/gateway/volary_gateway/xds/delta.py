@@ -50,12 +50,15 @@ class _Subscription:
     absent: set[str] = field(default_factory=set)  # told that there is none
     refused: dict[str, str] = field(default_factory=dict)  # versions not to send again
     in_flight: _InFlight | None = None
+    settled: Mapping[str, Resource] | None = None  # there was nothing to send of exactly these
 
     def wants(self, name: str) -> bool:
         return self.is_wildcard or name in self.names
 
     def upserts(self, there: Mapping[str, Resource]) -> list[Resource]:
         """Return what Envoy wants and has not got."""
+        if there is self.settled:
+            return []
         return [
             item
             for name, item in there.items()
@@ -65,8 +68,17 @@ class _Subscription:
 
     def removals(self, there: Mapping[str, Resource]) -> list[str]:
         """Return what Envoy has or asks for and there is not."""
+        if there is self.settled:
+            return []
         asked = {name for name in self.names if name not in self.absent}
         return sorted(name for name in self.held.keys() | asked if name not in there)
+
+    def refuses(self, there: Mapping[str, Resource]) -> bool:
+        """Say whether Envoy refused something that is still there."""
+        return any(
+            (item := there.get(name)) is not None and item.version == version
+            for name, version in self.refused.items()
+        )
 
 
 class DeltaStream:
@@ -83,6 +95,7 @@ class DeltaStream:
         kind = TypeUrl(request.type_url)
         is_first = kind not in self._subscriptions
         subscription = self._subscriptions.setdefault(kind, _Subscription())
+        subscription.settled = None
         _subscribe(subscription, request, is_first=is_first)
         if not request.response_nonce:
             return None
@@ -100,6 +113,8 @@ class DeltaStream:
             there = snapshot.resources[kind]
             upserts = subscription.upserts(there)
             removals = subscription.removals(there)
+            if not upserts and not removals:
+                subscription.settled = there
             if kind in POINTERS and not self._targets_are_settled(snapshot):
                 upserts = []
             if kind in TARGETS and not self._pointers_are_settled(snapshot):
@@ -113,12 +128,9 @@ class DeltaStream:
             return False
         return all(
             subscription.in_flight is None
+            and not subscription.upserts(snapshot.resources[kind])
             and not subscription.removals(snapshot.resources[kind])
-            and all(
-                subscription.held.get(name) == item.version
-                for name, item in snapshot.resources[kind].items()
-                if subscription.wants(name)
-            )
+            and not subscription.refuses(snapshot.resources[kind])
             for kind, subscription in self._subscriptions.items()
             if kind in ORDER
         ) and self._routes_are_asked_for(snapshot)
@@ -126,10 +138,9 @@ class DeltaStream:
     def refuses(self, snapshot: Snapshot) -> bool:
         """Return whether Envoy refused something that a snapshot still has."""
         return any(
-            (item := snapshot.resources[kind].get(name)) is not None and item.version == version
+            subscription.refuses(snapshot.resources[kind])
             for kind, subscription in self._subscriptions.items()
             if kind in ORDER
-            for name, version in subscription.refused.items()
         )
 
     def _routes_are_asked_for(self, snapshot: Snapshot) -> bool:

@@ -55,6 +55,7 @@ class Edge:
     methods: tuple[Method, ...]
     services: Mapping[str, str] = field(default_factory=dict)
     otlp: str = ""
+    fallback: str = ""  # who answers for models without a living replica; empty: nobody
 
 
 def edge_methods(

@@ -25,7 +25,7 @@ from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.clusters import MIN_RETRY_CONCURRENCY
 from volary_gateway.xds.logs import REQUEST_HEADERS
 from volary_gateway.xds.routes import RETRY_BASE_S
-from volary_gateway.xds.snapshot import Snapshot, TypeUrl
+from volary_gateway.xds.snapshot import Resource, Snapshot, TypeUrl
 
 Cluster = cluster_pb2.Cluster
 M = TypeVar("M", bound=Message)
@@ -33,8 +33,16 @@ Lint = Callable[[Snapshot], Iterator[str]]
 
 
 def check(snapshot: Snapshot, before: Snapshot) -> None:
-    """Raise Internal with every finding unless a snapshot may follow the one before."""
-    findings = [*inconsistencies(snapshot), *lint(snapshot), *touched_listeners(snapshot, before)]
+    """Raise Internal with every finding unless a snapshot may follow the one before.
+
+    What is as it was in the one before was checked then.
+    """
+    changed = changes(snapshot, before)
+    findings = [
+        *(inconsistencies(snapshot) if changed is snapshot else loose_ends(changed, snapshot)),
+        *lint(changed),
+        *touched_listeners(snapshot, before),
+    ]
     if findings:
         raise Internal("SNAPSHOT_UNSOUND", "; ".join(findings))
 
@@ -56,6 +64,44 @@ def inconsistencies(snapshot: Snapshot) -> Iterator[str]:
     if len(set(keys)) != len(keys):
         yield "two scopes have one key"
     for route in _routes(snapshot):
+        for target in _targets(route):
+            if target not in clusters:
+                yield f"route {route.name} points at cluster {target}, which is not there"
+
+
+def changes(snapshot: Snapshot, before: Snapshot) -> Snapshot:
+    """Return the resources that are new or other than before, endpoints with their cluster.
+
+    Where something is gone it is the whole snapshot: anything may have pointed there.
+    """
+    found: dict[TypeUrl, dict[str, Resource]] = {}
+    for kind, items in snapshot.resources.items():
+        old = before.resources[kind]
+        if items is old:
+            found[kind] = {}
+            continue
+        if old.keys() - items.keys():
+            return snapshot
+        found[kind] = {n: item for n, item in items.items() if old.get(n) is not item}
+    pairs = found[xds.CLUSTER].keys() | found[xds.ENDPOINTS].keys()
+    for kind in (xds.CLUSTER, xds.ENDPOINTS):
+        items = snapshot.resources[kind]
+        found[kind] = {name: items[name] for name in pairs if name in items}
+    return Snapshot(snapshot.version, found)
+
+
+def loose_ends(changed: Snapshot, whole: Snapshot) -> Iterator[str]:
+    """Yield what the changed resources mention and the whole snapshot does not have."""
+    wanted = {c.name for c in _clusters(changed) if c.type == Cluster.EDS}
+    yield from _differences("endpoints of cluster", wanted, changed.names(xds.ENDPOINTS))
+    scopes = [*_read(changed, xds.SCOPE, scoped_route_pb2.ScopedRouteConfiguration)]
+    named = {scope.route_configuration_name for scope in scopes}
+    for name in sorted(named - whole.names(xds.ROUTES)):
+        yield f"route configuration {name} is missing"
+    for name in sorted(changed.names(xds.ROUTES) - whole.names(xds.SCOPE)):
+        yield f"route configuration {name} is never used"
+    clusters = whole.resources[xds.CLUSTER]
+    for route in _routes(changed):
         for target in _targets(route):
             if target not in clusters:
                 yield f"route {route.name} points at cluster {target}, which is not there"

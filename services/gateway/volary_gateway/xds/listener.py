@@ -12,6 +12,7 @@ from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.config.trace.v3 import http_tracer_pb2, opentelemetry_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2 as extraction_pb2
+from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -20,10 +21,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from google.rpc import error_details_pb2
 
-from volary_gateway.xds import revocations
+from volary_gateway.xds import limits, revocations
 from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
 from volary_gateway.xds.logs import attempt_log, refusal_log
 from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
@@ -102,13 +105,40 @@ def _filters(edge: Edge) -> list[HttpFilter]:
     services = edge.services.keys()
     return [
         _filter("envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()),
+        _filter("envoy.filters.http.grpc_json_transcoder", _transcoding(edge)),
         _filter(revocations.JWT_FILTER, _credentials(edge)),
         HttpFilter(name=revocations.NAME, config_discovery=revocations.revocations_source()),
         _script("volary.admit", admission(edge.methods)),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script("envoy.filters.http.lua", routing(edge.methods, services)),
+        HttpFilter(name=limits.NAME, config_discovery=limits.limits_source()),
         _filter("envoy.filters.http.router", router_pb2.Router(upstream_log=[attempt_log()])),
     ]
+
+
+def _transcoding(edge: Edge) -> transcoder_pb2.GrpcJsonTranscoder:
+    """Take `POST /package.Service/Method` with JSON for every method of the edge."""
+    services = {method.full_name.rpartition(".")[0] for method in edge.methods}
+    config = transcoder_pb2.GrpcJsonTranscoder(
+        proto_descriptor_bin=_with_error_details(edge.descriptor_set),
+        services=sorted(services),
+        auto_mapping=True,
+        convert_grpc_status=True,
+        max_request_body_size=UInt32Value(value=MAX_MESSAGE_BYTES),
+        max_response_body_size=UInt32Value(value=MAX_MESSAGE_BYTES),
+    )
+    config.print_options.preserve_proto_field_names = True
+    config.print_options.always_print_primitive_fields = True
+    config.request_validation_options.reject_unknown_method = True
+    return config
+
+
+def _with_error_details(descriptor_set: bytes) -> bytes:
+    """Add the types that errors carry: no method names them."""
+    files = FileDescriptorSet.FromString(descriptor_set)
+    if all(each.name != error_details_pb2.DESCRIPTOR.name for each in files.file):
+        error_details_pb2.DESCRIPTOR.CopyToProto(files.file.add())
+    return files.SerializeToString(deterministic=True)
 
 
 def _filter(name: str, config: Message) -> HttpFilter:

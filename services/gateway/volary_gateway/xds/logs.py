@@ -15,6 +15,7 @@ from volary_gateway.xds.packing import grpc_cluster, pack, seconds
 
 ATTEMPTS = "attempts"
 REFUSALS = "refusals"
+ATTEMPT_HEADER = "x-envoy-attempt-count"  # Envoy's own, 1 on the first attempt of a call
 REQUEST_HEADERS = (
     "volary-project",
     "volary-model",
@@ -22,6 +23,7 @@ REQUEST_HEADERS = (
     "volary-route",
     "volary-shadow",
     "volary-user",
+    ATTEMPT_HEADER,
 )
 RESPONSE_HEADERS = ("grpc-status", "volary-version", "volary-tier")
 FLUSH_S = 0.1

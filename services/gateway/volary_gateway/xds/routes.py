@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,10 +13,13 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.retry.priority.previous_priorities.v3 import (
+    previous_priorities_config_pb2,
+)
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from volary_gateway.domain.names import ModelName, VersionName
-from volary_gateway.domain.traffic import MissingKey, Stickiness, Traffic, Weight
+from volary_gateway.domain.traffic import MissingKey, Segment, Stickiness, Traffic, Weight
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, RouteKind
 from volary_gateway.xds.packing import has_header, header_is, pack, seconds, set_headers
 
@@ -47,6 +51,7 @@ class ModelRoutes:
 
     traffic: Traffic
     routable: tuple[int, ...]  # versions that a caller may pin
+    falls_back: bool = False  # the last attempt goes to the model's fallback
 
 
 def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
@@ -59,8 +64,14 @@ def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
     host = route_components_pb2.VirtualHost(
         name=traffic.model.scope,
         domains=["*"],
-        routes=[*_pinned(traffic.model, routes.routable), _information(traffic), *_split(traffic)],
-        retry_policy=_retries(),
+        routes=[
+            *_pinned(traffic.model, routes.routable),
+            _information(traffic),
+            *(route for segment in traffic.segments for route in _segment(traffic, segment)),
+            *_split(traffic),
+        ],
+        retry_policy=_retries(falls_back=routes.falls_back),
+        include_request_attempt_count=True,
     )
     return route_pb2.RouteConfiguration(name=traffic.model.scope, virtual_hosts=[host])
 
@@ -142,17 +153,46 @@ def _information(traffic: Traffic) -> Route:
     return Route(name="information", match=match, metadata=KNOWN, route=_to(cluster))
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A split, the calls that it is for, and the name that they are counted under."""
+
+    name: str
+    weights: tuple[Weight, ...]
+    headers: tuple[route_components_pb2.HeaderMatcher, ...] = ()
+    runtime_prefix: str = ""
+
+    def match(self, *more: route_components_pb2.HeaderMatcher) -> route_components_pb2.RouteMatch:
+        return route_components_pb2.RouteMatch(prefix="/", headers=[*self.headers, *more])
+
+
+def _segment(traffic: Traffic, segment: Segment) -> list[Route]:
+    """Return the routes of the callers whose header has one of the segment's values."""
+    alternatives = "|".join(re.escape(value) for value in segment.values)
+    matcher = route_components_pb2.HeaderMatcher(name=segment.header)
+    matcher.string_match.safe_regex.regex = alternatives
+    name = str(traffic.route_of(segment))
+    return _routes_of(traffic, _Share(name, segment.weights, (matcher,)))
+
+
 def _split(traffic: Traffic) -> list[Route]:
-    """Return the routes of the split; with a sticky header, one for calls that lack it."""
+    """Return the routes of everybody who is in no segment."""
+    share = _Share(
+        str(traffic.route), traffic.weights, runtime_prefix=runtime_prefix(traffic.model)
+    )
+    return _routes_of(traffic, share)
+
+
+def _routes_of(traffic: Traffic, share: _Share) -> list[Route]:
+    """Return the routes of a split; with a sticky header, one for calls that lack it."""
     sticky = traffic.stickiness
-    anywhere = route_components_pb2.RouteMatch(prefix="/")
+    anywhere = share.match()
     if not sticky.header:
-        return [_weighted(traffic, anywhere, traffic.weights)]
-    keyed = route_components_pb2.RouteMatch(prefix="/", headers=[has_header(sticky.header)])
-    first = _weighted(traffic, keyed, traffic.weights, sticky)
+        return [_weighted(traffic, anywhere, share)]
+    first = _weighted(traffic, share.match(has_header(sticky.header)), share, sticky)
     match sticky.missing_key:
         case MissingKey.RANDOM:
-            return [first, _weighted(traffic, anywhere, traffic.weights)]
+            return [first, _weighted(traffic, anywhere, share)]
         case MissingKey.BASELINE:
             return [first, _baseline(traffic, anywhere)]
         case MissingKey.REFUSE:
@@ -176,13 +216,13 @@ def _baseline(traffic: Traffic, match: route_components_pb2.RouteMatch) -> Route
 def _weighted(
     traffic: Traffic,
     match: route_components_pb2.RouteMatch,
-    weights: Iterable[Weight],
+    share: _Share,
     sticky: Stickiness | None = None,
 ) -> Route:
-    name = str(traffic.route)
+    name = share.name
     split = route_components_pb2.WeightedCluster(
-        clusters=[_share(traffic.model, weight) for weight in weights],
-        runtime_key_prefix=runtime_prefix(traffic.model),
+        clusters=[_share(traffic.model, weight) for weight in share.weights],
+        runtime_key_prefix=share.runtime_prefix,
     )
     action = RouteAction(weighted_clusters=split, **_deadline())
     headers = {"volary-route": name}
@@ -251,12 +291,18 @@ def _deadline() -> dict[str, object]:
     return {"timeout": seconds(0), "max_stream_duration": limit}
 
 
-def _retries() -> route_components_pb2.RetryPolicy:
+def _retries(*, falls_back: bool) -> route_components_pb2.RetryPolicy:
     policy = route_components_pb2.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=RETRIES),
         host_selection_retry_max_attempts=RETRIES,
     )
+    if falls_back:
+        # dead replicas that Envoy takes for healthy still: the last attempt passes them by
+        policy.retry_priority.name = "envoy.retry_priorities.previous_priorities"
+        policy.retry_priority.typed_config.CopyFrom(
+            pack(previous_priorities_config_pb2.PreviousPrioritiesConfig(update_frequency=RETRIES))
+        )
     policy.retry_back_off.base_interval.CopyFrom(seconds(RETRY_BASE_S))
     policy.retry_back_off.max_interval.CopyFrom(seconds(RETRY_MAX_S))
     policy.retry_host_predicate.add(

@@ -53,7 +53,7 @@ def resource(name: str, message: Message, salt: str = "") -> Resource:
 
 def version_of(body: AnyMessage, salt: str = "") -> str:
     """Return the version of a resource's bytes."""
-    return _digest(body.value, salt.encode())
+    return digest(body.value, salt.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,14 @@ class Snapshot:
             for kind, items in frozen.items()
             for item in sorted(items.values(), key=lambda item: item.name)
         ]
-        return cls(_digest("\n".join(lines).encode()), MappingProxyType(frozen))
+        return cls(digest("\n".join(lines).encode()), MappingProxyType(frozen))
 
     def names(self, kind: TypeUrl) -> frozenset[str]:
         """Return the names of all resources of a type."""
         return frozenset(self.resources[kind])
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(len(part).to_bytes(8, "big") + part)

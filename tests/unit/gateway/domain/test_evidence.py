@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 from volary_gateway.domain.evidence import (
     LATENCY_EDGES_US,
     Attempt,
     Counts,
     Variant,
     bucket,
+    is_error_event,
     latency_counts,
     user_hash,
 )
@@ -31,12 +33,29 @@ def test_counts_add_up_by_outcome_and_latency():
 
 
 def test_answer_of_another_tier_is_an_error_of_the_version():
-    assert attempt(tier="rule").is_error
-    assert attempt(code=14).is_error
-    assert attempt(code=-1).is_error
-    assert not attempt().is_error
-    assert not attempt(code=1).is_error  # the caller left
-    assert not attempt(code=3).is_error  # the caller asked for nonsense
+    assert is_error_event(0, "rule")
+    assert not is_error_event(0, "model")
+    assert not is_error_event(0, "")  # a method that runs no model
+
+
+@pytest.mark.parametrize("code", [-1, 2, 4, 8, 9, 11, 13, 14, 15])
+def test_failure_of_the_version_is_an_error_event(code: int):
+    assert is_error_event(code, "none")
+
+
+@pytest.mark.parametrize("code", [1, 3, 5, 7, 16])
+def test_fault_of_the_caller_is_none(code: int):
+    assert not is_error_event(code, "none")
+
+
+def test_retries_are_counted_and_are_no_events_of_their_own():
+    counts = Counts()
+    for number, code in enumerate((14, 14, 0), 1):
+        counts.add(attempt(code=code, number=number, user="ann"))
+    assert counts.outcomes == {(VARIANT, 14, "model"): 2, (VARIANT, 0, "model"): 1}
+    assert counts.firsts == {(VARIANT, 14, "model"): 1}
+    assert sum(counts.latencies.values()) == 1
+    assert list(counts.users.values()) == [True]
 
 
 def test_user_is_counted_once_and_with_the_first_error():

@@ -48,7 +48,7 @@ class Proxy:
         if kind == xds.LISTENER:
             self.ask(xds.SCOPE)
             self.ask(xds.RUNTIME, "volary")
-            self.ask(xds.EXTENSION, "volary.revocations")
+            self.ask(xds.EXTENSION, "volary.revocations", "volary.limits")
         if kind == xds.SCOPE and fresh:
             self.ask(xds.ROUTES, *fresh)
 

@@ -28,7 +28,7 @@ from volary_workflows.failures import failure_of
 from volary_workflows.judge.inputs import Guard
 from volary_workflows.judge.verdict import recompute
 from volary_workflows.rollout.activities import RolloutActivities
-from volary_workflows.rollout.evidence import cells_of, is_error
+from volary_workflows.rollout.evidence import cells_of, counts_of
 from volary_workflows.rollout.messages import Look, RolloutSpec, Step, TrafficStep
 from volary_workflows.rollout.tasks import JudgeTask, Subject, TrafficChange
 from volary_workflows.rollout.webhooks import Webhooks
@@ -120,7 +120,13 @@ def variant(version, outcomes, *, generation=8, shadow=False, latency=(0, 0, 0),
         version=version,
         shadow=shadow,
         outcomes=[
-            evidence_pb2.OutcomeCount(code=code, tier=tier, count=count)
+            evidence_pb2.OutcomeCount(
+                code=code,
+                tier=tier,
+                count=count,
+                first_attempts=count,
+                error_event=(code, tier) != (0, "model"),
+            )
             for code, tier, count in outcomes
         ],
         latency=evidence_pb2.LatencyCounts(edges_us=EDGES, counts=latency),
@@ -128,22 +134,11 @@ def variant(version, outcomes, *, generation=8, shadow=False, latency=(0, 0, 0),
     )
 
 
-@pytest.mark.parametrize(
-    ("code", "tier", "counts"),
-    [
-        (0, "model", False),
-        (0, "", False),
-        (0, "cache", True),
-        (0, "none", True),
-        (1, "", False),
-        (3, "", False),
-        (4, "", True),
-        (13, "", True),
-        (-1, "", True),
-    ],
-)
-def test_what_counts_as_an_error(code, tier, counts):
-    assert is_error(code, tier) is counts
+def test_retries_are_no_events():
+    served = variant(2, [(0, "model", 90), (14, "", 10)])
+    served.outcomes[0].first_attempts, served.outcomes[1].first_attempts = 80, 4
+    counts = counts_of([served])
+    assert (counts.calls, counts.errors) == (84, 4)
 
 
 def test_cells_hold_the_rollouts_own_generations_only():

@@ -55,6 +55,12 @@ function envoy_on_response(handle)
     code = 8
     headers:replace("grpc-status", "8")
   end
+  if code == 8 and string.find(text, "rate_limited", 1, true) then
+    text = "too many calls: come back later"
+    headers:replace("grpc-message", text)
+    headers:replace("grpc-status-details-bin", details(handle, code, text, "RATE_LIMITED", {}))
+    return
+  end
   if code == 7 and string.find(text, "RBAC", 1, true) then
     code, text = 16, "the credential is revoked"
     headers:replace("grpc-status", "16")

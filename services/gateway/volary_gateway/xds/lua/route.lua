@@ -19,6 +19,11 @@ local function first(value)
 end
 
 local function to_service(handle, headers, name)
+  if string.match(name, "^projects/[^/]+/operations/?$") then
+    refuse(handle, 3, "say whose operations: projects/{project}/operations/{service}",
+      "OPERATION_SERVICE_MISSING", {field = "name"})
+    return
+  end
   local service = string.match(name, "^projects/[^/]+/operations/([a-z]+)[./]?")
   if service == nil or SERVICES[service] == nil then
     refuse(handle, 5, "the operation does not exist", "OPERATION_NOT_FOUND",

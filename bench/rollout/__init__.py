@@ -1,0 +1,1 @@
+"""What a rollout costs and what it risks."""
