@@ -78,14 +78,15 @@ class Supervisor:
     async def add(self, component: Component) -> None:
         """Start one more component; what it needs runs already, and it is stopped first."""
         condition = Condition(component)
-        self._layers[-1] = [*self._layers[-1], component]
+        self._layers.append([component])
         self.conditions[component.name] = condition
         self._tasks[component.name] = asyncio.create_task(self._keep(condition))
 
     async def remove(self, name: str) -> None:
         """Stop a component cleanly and forget it."""
         await self._stop(name)
-        self._layers = [[c for c in layer if c.name != name] for layer in self._layers]
+        kept = [[c for c in layer if c.name != name] for layer in self._layers]
+        self._layers = [layer for layer in kept if layer]
         del self.conditions[name]
         self._changed()
 
