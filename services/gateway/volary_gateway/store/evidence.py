@@ -255,16 +255,19 @@ async def of_rollout(
 async def _read_first_errors(
     transaction: Transaction, model: ModelName, rollout: str, found: Mapping[int, StoredVariant]
 ) -> None:
-    """Count each user with an error once a rollout: in the generation of the first one."""
+    """Count each user with an error once a rollout: in the cell of the first one.
+
+    Over both versions: one who erred under the baseline and then moved to the candidate has told
+    what there is to tell. Copies are nobody's experience and stay out.
+    """
     c, users = evidence_variants.c, evidence_users.c
     of_rollout = (c.project == model.project) & (c.model == model.model) & (c.rollout == rollout)
-    whose = (c.version, c.is_shadow, users.user_hash)
     first = (
         sa.select(users.variant)
         .join(evidence_variants, c.id == users.variant)
-        .where(of_rollout & users.has_error)
-        .distinct(*whose)
-        .order_by(*whose, c.generation, c.id)
+        .where(of_rollout & users.has_error & ~c.is_shadow)
+        .distinct(users.user_hash)
+        .order_by(users.user_hash, c.generation, c.id)
         .subquery()
     )
     counted = sa.select(first.c.variant, sa.func.count().label("users")).group_by(first.c.variant)
