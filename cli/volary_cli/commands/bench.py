@@ -30,6 +30,15 @@ def inference(
     _run("bench.inference", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
 
 
+@app.command()
+def rollout(
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Change traffic through a real Envoy: what a step costs, and what faults cost a caller."""
+    _run("bench.rollout", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
+
+
 def _run(module: str, *options: str) -> None:
     if not (REPO / "bench" / "report.py").is_file():
         raise CommandError("benchmarks run from a checkout of the project, which this is not")

@@ -85,8 +85,8 @@ class Supervisor:
     async def remove(self, name: str) -> None:
         """Stop a component cleanly and forget it."""
         await self._stop(name)
-        layers = ([c for c in layer if c.name != name] for layer in self._layers)
-        self._layers = [layer for layer in layers if layer]
+        kept = [[c for c in layer if c.name != name] for layer in self._layers]
+        self._layers = [layer for layer in kept if layer]
         del self.conditions[name]
         self._changed()
 

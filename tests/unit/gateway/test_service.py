@@ -200,6 +200,29 @@ async def test_users_of_a_sticky_split_are_counted_once(running: Mesh):
     assert sum(variant.users.users_with_error for variant in evidence.variants) == 0
 
 
+async def test_user_is_in_the_first_error_of_one_step_only(running: Mesh, backends: list[Backend]):
+    sticky = traffic_pb2.Stickiness(header="x-user", salt="r1")
+    client = Client(running)
+    backends[0].fail = backends[1].fail = grpc.StatusCode.INTERNAL
+
+    async def step(expected: int, step: str, users: range) -> None:
+        split = ((2, 10_000), (1, 0)) if expected < 3 else ((2, 0), (1, 10_000))
+        await running.set(expected, *split, stickiness=sticky, rollout=ROLLOUT, step=step)
+        for n in users:
+            request = v2.ModelInferRequest(model_name=client.model)
+            metadata = (*client.key, ("x-user", f"user-{n}"))
+            await code_of(client.stub.ModelInfer(request, metadata=metadata, timeout=10))
+
+    await step(1, "canary", range(10))
+    await step(2, "50", range(5, 15))
+    await step(3, "back", range(10, 20))  # under the other version
+    evidence = await running.counted("r1", 30)
+    found = {
+        v.step: (v.users.users_with_error, v.users.users_first_error) for v in evidence.variants
+    }
+    assert found == {"canary": (10, 10), "50": (10, 5), "back": (10, 5)}
+
+
 async def test_killed_control_plane_costs_no_call_and_comes_back_the_same(running: Mesh):
     await running.set(1, (2, 1_000), (1, 9_000), rollout=ROLLOUT, step="canary")
     before = await running.get()

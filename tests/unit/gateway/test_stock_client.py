@@ -11,7 +11,7 @@ from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 
-from tests.unit.gateway.rig import rig
+from tests.unit.gateway.rig import rig, until
 from tests.unit.inference import graphs
 from tests.unit.inference.peers import Keys, Peers
 from tests.unit.inference.replica import Replica
@@ -32,6 +32,7 @@ async def test_stock_tritonclient_works_through_the_edge(tmp_path: Path, redis: 
     replica.start()
     try:
         await replica.ready()
+        await until(lambda: peers.gateway.state_of(1) == "READY", 60)
         async with rig(tmp_path, key=keys.issuer) as running:
             at = (f"127.0.0.1:{replica.port}",)
             traffic = Traffic(MODEL, 1, (Weight(1, 10_000),), production=1)

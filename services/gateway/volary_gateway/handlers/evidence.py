@@ -67,7 +67,11 @@ def _counters(stored: StoredVariant, *, is_complete: bool) -> evidence_pb2.Varia
         latency=evidence_pb2.LatencyCounts(
             edges_us=LATENCY_EDGES_US, counts=latency_counts(stored.latencies)
         ),
-        users=evidence_pb2.UserCounts(users=stored.users, users_with_error=stored.users_with_error),
+        users=evidence_pb2.UserCounts(
+            users=stored.users,
+            users_with_error=stored.users_with_error,
+            users_first_error=stored.users_first_error,
+        ),
         first_time=from_us(stored.first_us),
         last_time=from_us(stored.last_us),
         complete=is_complete,

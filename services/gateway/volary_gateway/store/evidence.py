@@ -61,6 +61,7 @@ class StoredVariant:
     latencies: list[tuple[int, int]] = field(default_factory=list)
     users: int = 0
     users_with_error: int = 0
+    users_first_error: int = 0
 
 
 async def add(
@@ -247,7 +248,32 @@ async def of_rollout(
         for row in rows.mappings()
     }
     await _read_counts(transaction, found)
+    await _read_first_errors(transaction, model, rollout, found)
     return list(found.values())
+
+
+async def _read_first_errors(
+    transaction: Transaction, model: ModelName, rollout: str, found: Mapping[int, StoredVariant]
+) -> None:
+    """Count each user with an error once a rollout: in the cell of the first one.
+
+    Over both versions: one who erred under the baseline and then moved to the candidate has told
+    what there is to tell. Copies are nobody's experience and stay out.
+    """
+    c, users = evidence_variants.c, evidence_users.c
+    of_rollout = (c.project == model.project) & (c.model == model.model) & (c.rollout == rollout)
+    first = (
+        sa.select(users.variant)
+        .join(evidence_variants, c.id == users.variant)
+        .where(of_rollout & users.has_error & ~c.is_shadow)
+        .distinct(users.user_hash)
+        .order_by(users.user_hash, c.generation, c.id)
+        .subquery()
+    )
+    counted = sa.select(first.c.variant, sa.func.count().label("users")).group_by(first.c.variant)
+    for row in await transaction.execute(counted):
+        if row.variant in found:
+            found[row.variant].users_first_error = row.users
 
 
 async def _read_counts(transaction: Transaction, found: Mapping[int, StoredVariant]) -> None:

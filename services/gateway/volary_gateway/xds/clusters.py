@@ -23,6 +23,7 @@ MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first 
 MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
 RETRY_BUDGET_PERCENT = 20.0
 CONNECT_TIMEOUT_S = 0.5
+CHECK_JITTER_PERCENT = 20
 REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -132,6 +133,8 @@ def _health_check() -> health_check_pb2.HealthCheck:
     return health_check_pb2.HealthCheck(
         timeout=seconds(1),
         interval=seconds(1),
+        # thousands of clusters were made at once: their checks must not come at once for ever
+        interval_jitter_percent=CHECK_JITTER_PERCENT,
         no_traffic_interval=seconds(30),
         unhealthy_interval=seconds(0.5),
         unhealthy_threshold=UInt32Value(value=2),
