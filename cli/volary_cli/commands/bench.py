@@ -30,6 +30,15 @@ def inference(
     _run("bench.inference", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
 
 
+@app.command()
+def rollout(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rollouts, shorter runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Simulate rollouts that the judge stops, and change traffic under load."""
+    _run("bench.rollout", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
+
+
 def _run(module: str, *options: str) -> None:
     if not (REPO / "bench" / "report.py").is_file():
         raise CommandError("benchmarks run from a checkout of the project, which this is not")
