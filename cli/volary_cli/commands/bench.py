@@ -32,10 +32,10 @@ def inference(
 
 @app.command()
 def rollout(
-    quick: Annotated[bool, typer.Option("--quick", help="About a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rollouts, shorter runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Change traffic through a real Envoy: what a step costs, and what faults cost a caller."""
+    """Simulate rollouts that the judge stops, and change traffic under load."""
     _run("bench.rollout", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
 
 

@@ -1,0 +1,54 @@
+"""The benchmark of the judge: its bound, its cells, its lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.rollout.judge import Counted, Measured, document, lines_of, notes, upper_bound
+from bench.rollout.judge_cells import Cell, Power, cells
+
+COUNTED = [
+    Counted(Cell(0.01, "10 %"), 60, 20_000),
+    Counted(Cell(0.01, "10 %", "request"), 900, 20_000),
+]
+EXPOSED = Power(0.01, 5.0, 1.0, 139.0, (0.2, 0.9, 1.0, 1.0, 1.0))
+MEASURED = Measured(
+    COUNTED, [Power(0.05, 2.0, 0.9, float("nan"), (0.0,) * 5)], EXPOSED, 0.15, [(2.0, 0.4, 0.5)]
+)
+
+
+def test_the_bound_is_the_exact_one():
+    # without a hit the bound solves (1 - p)^n = 1 %; with 1 in 2 it solves p^2 = 99 %
+    assert upper_bound(0, 1_000) == pytest.approx(1 - 0.01 ** (1 / 1_000))
+    assert upper_bound(1, 2) == pytest.approx(0.99**0.5)
+    assert upper_bound(3, 3) == 1.0
+
+
+def test_every_cell_has_a_seed_of_its_own_and_repeats_itself():
+    every = list(cells(is_quick=False))
+    assert len({cell.name for cell in every}) == len(every) == 52
+    assert {cell.name for cell in cells(is_quick=True)} <= {cell.name for cell in every}
+    cell = Cell(0.05, "10 %", "user", 2.0)
+    assert cell.stopped(300) == cell.stopped(300)
+
+
+def test_lines_judge_what_the_judge_does_and_not_the_fact_beside_it():
+    lines = {line.line: json.loads(line.as_json()) for line in lines_of(MEASURED)}
+    assert lines["false_rollback_upper99"]["ours"] == pytest.approx(0.403, abs=0.002)
+    assert lines["false_rollback_upper99"]["met"] is True
+    assert lines["false_rollback_worst_cell"]["reference"] == pytest.approx(4.5)
+    assert (lines["exposed_calls_1_to_5"]["ours"], lines["exposed_calls_1_to_5"]["met"]) == (
+        139,
+        True,
+    )
+
+
+def test_the_document_holds_both_countings_and_a_quick_run_says_so():
+    text = document(MEASURED, ["a machine, a day"])
+    assert "| 1.0% | 10 % | random | - | 1 | 60 | 20,000 | 0.403% |" in text
+    assert "| 5.0% | 2 | 4,000 | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% | - |" in text
+    assert "| unequal | 50% | 40.0% |" in text
+    assert "the goal of 1%" in notes(MEASURED, is_quick=True)[1]
+    assert len(notes(MEASURED, is_quick=False)) == 1
