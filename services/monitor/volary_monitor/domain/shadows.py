@@ -92,9 +92,8 @@ def compare(frame: pl.DataFrame, labels: Mapping[str, float], pairing: Pairing) 
     theirs = _of(frame, pairing.baseline, is_shadow=False)
     pairs = _answered(ours).join(_answered(theirs), on="request_key", suffix="_baseline")
     pairs = pairs.sort("replied_at_baseline", "request_key")
-    sides = {"candidate": _side(ours), "baseline": _side(theirs)}
     if pairs.is_empty():
-        return ShadowDiff(**sides)
+        return ShadowDiff(candidate=_side(ours), baseline=_side(theirs))
     ours_scores, their_scores = _scores(pairs, "score"), _scores(pairs, "score_baseline")
     shift = ours_scores - their_scores
     agree = (ours_scores >= pairing.threshold) == (their_scores >= pairing.threshold)
@@ -106,11 +105,12 @@ def compare(frame: pl.DataFrame, labels: Mapping[str, float], pairing: Pairing) 
         mean_shift=float(shift.mean()),
         mean_absolute_shift=float(np.abs(shift).mean()),
         largest_shift=float(np.abs(shift).max()),
+        candidate=_side(ours),
+        baseline=_side(theirs),
         edges=edges.tolist(),
         bins=_bins(edges, their_scores[later], ours_scores[later]),
         labelled=_labelled(pairs, labels, ours_scores, their_scores, pairing.threshold),
         slices=_slices(pairs.with_columns(shift=shift, agree=agree)),
-        **sides,
     )
 
 
