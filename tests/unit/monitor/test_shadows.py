@@ -30,9 +30,9 @@ def answered(i: int, version: int, score: float, **more):
 
 
 async def paired(rig):
-    """Serve 40 requests: the candidate is 0.1 higher, which turns every tenth decision."""
+    """Serve 140 requests: the candidate is 0.1 higher, which turns every tenth decision."""
     events = []
-    for i in range(40):
+    for i in range(140):
         served = 0.45 if i % 10 == 0 else 0.2
         events += [answered(i, 1, served), answered(i, 2, served + 0.1)]
     await rig.predictions(events)
@@ -41,13 +41,15 @@ async def paired(rig):
 async def test_pairs_are_compared_and_slices_named(rig):
     await paired(rig)
     found = await rig.ask("CompareShadow", REQUEST)
-    assert (found.pairs, found.agreeing) == (40, 36)
+    assert (found.pairs, found.agreeing) == (140, 126)
     assert found.mean_shift == pytest.approx(0.1)
     assert (found.candidate.p50_us, found.baseline.p99_us) == (2_000, 1_000)
-    assert sum(found.bins) == 40
+    assert list(found.edges) == [0.2, 0.45]  # the 10 % that are higher begin at the ninth tenth
+    assert sum(found.bins) == 40  # what came after the hundred that cut the bins
+    assert (found.bins[11], found.bins[22]) == (36, 4)
     assert [(s.entity, s.key, s.pairs, s.agreeing) for s in found.slices] == [
-        ("carrier", "AA", 40, 36),
-        ("plane", "N1", 40, 36),
+        ("carrier", "AA", 140, 126),
+        ("plane", "N1", 140, 126),
     ]
 
 

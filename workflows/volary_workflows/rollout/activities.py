@@ -33,6 +33,8 @@ from volary_workflows.judge.verdict import Verdict, judge
 from volary_workflows.rollout.evidence import cells_of, edges_of, latency_of, step_calls
 from volary_workflows.rollout.messages import WHOLE, Look, RolloutSpec
 from volary_workflows.rollout.names import model_name, traffic_name, version_name
+from volary_workflows.rollout.shadow_diffs import ShadowPairs, paired_inputs
+from volary_workflows.rollout.soundness import PAIRED_KINDS
 from volary_workflows.rollout.tasks import (
     ApprovalDecision,
     JudgeTask,
@@ -57,6 +59,7 @@ class RolloutActivities:
 
     def __init__(self, channels: Channels, webhooks: Webhooks, clock: Clock) -> None:
         self._webhooks = webhooks
+        self._pairs = ShadowPairs(channels)
         self._clock = clock
         gateway, registry = channels.to("gateway"), channels.to("registry")
         self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(gateway)
@@ -192,6 +195,9 @@ class RolloutActivities:
             sticky=task.sticky,
             acknowledged=task.acknowledged,
         )
+        if any(guard.kind in PAIRED_KINDS for guard in [*task.guards, *task.dry_run]):
+            pairs = await self._pairs.compared(task.subject, task.baseline, task.rollout)
+            inputs = paired_inputs(inputs, pairs)
         verdict = judge(inputs)
         trial = judge(replace(inputs, guards=task.dry_run)) if task.dry_run else None
         look = Look(

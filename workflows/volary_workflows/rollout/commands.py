@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from volary_workflows.judge.inputs import TINY_REGRESSION
+    from volary_workflows.judge.inputs import PAUSING
     from volary_workflows.rollout.messages import (
         Approved,
         Command,
@@ -100,10 +100,10 @@ class Commanded(Running):
 
     @workflow.update
     def resume(self, command: Command) -> RolloutStatus:  # noqa: ARG002
-        """Go on; a regression that paused the rollout counts as accepted."""
+        """Go on; what the judge paused the rollout for counts as accepted."""
         progress = self._progress
-        if progress.paused == TINY_REGRESSION:
-            progress.acknowledged = [*progress.acknowledged, TINY_REGRESSION]
+        if progress.paused in PAUSING:
+            progress.acknowledged = [*progress.acknowledged, progress.paused]
         progress.paused = ""
         return self.status()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -12,9 +13,10 @@ from volary.monitor.v1 import monitor_pb2, monitor_service_pb2, monitor_service_
 from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 
+from volary_workflows.judge.inputs import BINS, Inputs, PairedBins, PairedOutcomes, PairedScores
 from volary_workflows.rollout.messages import ShadowDiff
 from volary_workflows.rollout.names import model_name, version_name
-from volary_workflows.rollout.tasks import ShadowTask
+from volary_workflows.rollout.tasks import ShadowTask, Subject
 
 KIND = "shadow_diff"
 VERSION = "paired-answers/1"
@@ -22,17 +24,42 @@ REPORTED = "REPORTED"
 SLICES_TOLD = 3
 
 
-class ShadowActivities:
-    """The activity that reads a shadow's pairs from monitor and stores them in the registry."""
+class ShadowPairs:
+    """Monitor's pairs of a rollout: what its shadow answered beside what was served."""
 
     def __init__(self, channels: Channels) -> None:
         self._monitor = monitor_service_pb2_grpc.MonitorServiceStub(channels.to("monitor"))
         self._registry = registry_service_pb2_grpc.RegistryServiceStub(channels.to("registry"))
 
+    async def compared(
+        self, subject: Subject, baseline: int, rollout: str
+    ) -> monitor_pb2.ShadowComparison:
+        """Return the comparison at the candidate's own decision threshold."""
+        version = await self._registry.GetModelVersion(
+            registry_service_pb2.GetModelVersionRequest(name=version_name(subject))
+        )
+        return await self._monitor.CompareShadow(
+            monitor_service_pb2.CompareShadowRequest(
+                model=model_name(subject),
+                candidate_version=subject.version,
+                baseline_version=baseline,
+                rollout=rollout,
+                threshold=version.threshold,
+            )
+        )
+
+
+class ShadowActivities:
+    """The activity that reads a shadow's pairs from monitor and stores them in the registry."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._pairs = ShadowPairs(channels)
+        self._registry = registry_service_pb2_grpc.RegistryServiceStub(channels.to("registry"))
+
     @activity.defn
     async def report_shadow(self, task: ShadowTask) -> ShadowDiff:
         """Store the diff under the task's key; what an earlier attempt stored is what holds."""
-        compared = await self._compared(task)
+        compared = await self._pairs.compared(task.subject, task.baseline, task.rollout)
         document = MessageToDict(compared, preserving_proto_field_name=True)
         stored = await self._registry.CreateEvaluation(
             registry_service_pb2.CreateEvaluationRequest(
@@ -53,19 +80,25 @@ class ShadowActivities:
         )
         return diff_of(MessageToDict(stored.statistics), list(stored.reasons), task.key)
 
-    async def _compared(self, task: ShadowTask) -> monitor_pb2.ShadowComparison:
-        version = await self._registry.GetModelVersion(
-            registry_service_pb2.GetModelVersionRequest(name=version_name(task.subject))
-        )
-        return await self._monitor.CompareShadow(
-            monitor_service_pb2.CompareShadowRequest(
-                model=model_name(task.subject),
-                candidate_version=task.subject.version,
-                baseline_version=task.baseline,
-                rollout=task.rollout,
-                threshold=version.threshold,
-            )
-        )
+
+def paired_inputs(inputs: Inputs, compared: monitor_pb2.ShadowComparison) -> Inputs:
+    """Return the judge's inputs with the pairs: outcomes, squared errors and bins of scores."""
+    outcomes = PairedOutcomes(
+        "accuracy",
+        compared.labelled,
+        compared.only_candidate_wrong,
+        compared.only_baseline_wrong,
+    )
+    differences = PairedScores(
+        "brier", compared.labelled, compared.brier_difference, compared.brier_difference_squares
+    )
+    rows = [list(compared.bins[i : i + BINS]) for i in range(0, len(compared.bins), BINS)]
+    return replace(
+        inputs,
+        outcomes=[outcomes] if compared.labelled else [],
+        differences=[differences] if compared.labelled else [],
+        paired_bins=[PairedBins("score", rows)] if rows else [],
+    )
 
 
 def diff_of(document: Mapping[str, Any], summary: list[str], key: str) -> ShadowDiff:

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from volary_workflows.judge.inputs import ERROR_RATE, JUDGED_KINDS, LATENCY_QUANTILE, Guard
+from volary_workflows.judge.inputs import (
+    BUSINESS,
+    ERROR_RATE,
+    LATENCY_QUANTILE,
+    PREDICTION_DISTRIBUTION,
+    QUALITY,
+    Guard,
+)
 from volary_workflows.rollout.freezing import WEEK_S
 from volary_workflows.rollout.messages import (
     WHOLE,
@@ -22,8 +29,14 @@ MOST_STEPS = 50
 MOST_APPROVERS = 20
 MOST_WINDOWS = 100
 MOST_HOOKS = 10
-LATER_KINDS = ("quality", "prediction_distribution", "business")
-METRICS = {ERROR_RATE: ("error_rate", "errors"), LATENCY_QUANTILE: ("latency", "latency_quantile")}
+LATER_KINDS = (BUSINESS,)  # judged, but nothing feeds it yet
+METRICS = {
+    ERROR_RATE: ("error_rate", "errors"),
+    LATENCY_QUANTILE: ("latency", "latency_quantile"),
+    QUALITY: ("accuracy", "brier"),
+    PREDICTION_DISTRIBUTION: ("score",),
+}
+PAIRED_KINDS = (QUALITY, PREDICTION_DISTRIBUTION)  # fed by the pairs of a shadow
 ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 HEADER = re.compile(r"[a-z0-9-]{0,64}")
 
@@ -167,26 +180,30 @@ def _is_url(url: str) -> bool:
 
 
 def _guard_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if not spec.guards:
-        yield "guards", "must be 1 or more"
+    if all(guard.kind == PREDICTION_DISTRIBUTION for guard in spec.guards):
+        yield "guards", "must be 1 or more that can promote"
     for i, guard in enumerate([*spec.guards, *spec.dry_run]):
         at = f"guards[{i}]" if i < len(spec.guards) else f"dry_run[{i - len(spec.guards)}]"
-        yield from _kind_problems(guard, at, is_sticky=bool(spec.sticky_by))
+        yield from _kind_problems(guard, at, spec)
         yield from _number_problems(guard, at)
     alphas = [guard.alpha for guard in spec.guards]
     if all(0 < alpha < 1 for alpha in alphas) and sum(alphas) >= 1:
         yield "guards", "their alphas must sum to less than 1"
 
 
-def _kind_problems(guard: Guard, at: str, *, is_sticky: bool) -> Iterator[tuple[str, str]]:
+def _kind_problems(guard: Guard, at: str, spec: RolloutSpec) -> Iterator[tuple[str, str]]:
     if guard.kind in LATER_KINDS:
-        yield f"{at}.kind", f"{guard.kind} is not judged by this version"
-    elif guard.kind not in JUDGED_KINDS:
-        yield f"{at}.kind", f"must be one of {', '.join(JUDGED_KINDS)}"
+        yield f"{at}.kind", f"{guard.kind} is not fed by this version"
+    elif guard.kind not in METRICS:
+        yield f"{at}.kind", f"must be one of {', '.join(METRICS)}"
     elif guard.metric not in METRICS[guard.kind]:
         yield f"{at}.metric", f"must be one of {', '.join(METRICS[guard.kind])}"
-    elif guard.kind != ERROR_RATE and is_sticky:
+    elif guard.kind == LATENCY_QUANTILE and spec.sticky_by:
         yield f"{at}.kind", "sticky users are compared by their first error only"
+    elif guard.kind in PAIRED_KINDS and spec.shadow is None:
+        yield f"{at}.kind", f"{guard.kind} is judged on the pairs of a shadow: declare one"
+    if guard.kind == QUALITY and guard.margin >= 1:
+        yield f"{at}.margin", "must be below 1: it is absolute, on a scale of 0 to 1"
 
 
 def _number_problems(guard: Guard, at: str) -> Iterator[tuple[str, str]]:

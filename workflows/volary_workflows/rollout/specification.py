@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from volary_workflows.judge.inputs import ERROR_RATE, LATENCY_QUANTILE, Guard
+from volary_workflows.judge.inputs import (
+    ERROR_RATE,
+    LATENCY_QUANTILE,
+    PREDICTION_DISTRIBUTION,
+    QUALITY,
+    Guard,
+)
 from volary_workflows.rollout.messages import (
     WHOLE,
     ApprovalPolicy,
@@ -25,6 +31,9 @@ __all__ = ["SpecificationError", "read_specification", "require_sound"]
 
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 LATENCY_EFFECT = 0.05  # 5 more of 100 calls slower than a threshold
+DEFAULT_METRICS = {QUALITY: "accuracy", PREDICTION_DISTRIBUTION: "score"}
+QUALITY_MARGIN = 0.02  # two points of a hundred
+DISTRIBUTION_EFFECT = 0.1  # a tenth of the predictions in another bin
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 WEEKLY = re.compile(r"(mon|tue|wed|thu|fri|sat|sun) (\d\d):(\d\d)")
 
@@ -126,11 +135,16 @@ class _Reader:
         }
         if kind == LATENCY_QUANTILE:
             read.setdefault("min_effect", LATENCY_EFFECT)
+        if kind == QUALITY:
+            read.setdefault("margin", QUALITY_MARGIN)
+        if kind == PREDICTION_DISTRIBUTION:
+            read.setdefault("min_effect", DISTRIBUTION_EFFECT)
         if "limit" in row:
             read["limit_us"] = round(self.seconds(row["limit"], f"{at}limit") * 1_000_000)
         if "promotes" in row:
             read["promotes"] = bool(row["promotes"])
-        return Guard(metric=str(row.get("metric", kind)), kind=kind, **read)
+        metric = str(row.get("metric", DEFAULT_METRICS.get(kind, kind)))
+        return Guard(metric=metric, kind=kind, **read)
 
     def approval(self, row: Any) -> ApprovalPolicy:
         if row is None:

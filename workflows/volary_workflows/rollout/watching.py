@@ -8,7 +8,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from volary_workflows.judge.inputs import FAIL, INCOMPLETE_EVIDENCE, PASS, TINY_REGRESSION
+    from volary_workflows.judge.inputs import FAIL, INCOMPLETE_EVIDENCE, PASS, PAUSING
     from volary_workflows.rollout.freezing import frozen_until
     from volary_workflows.rollout.messages import Look, Rollout, ShadowDiff, State
     from volary_workflows.rollout.running import Ended, cause_of, now_s
@@ -93,8 +93,9 @@ class Watching(TrafficWrites):
         if look.verdict == FAIL:
             raise Ended(State.ROLLED_BACK, "; ".join(look.reason_codes))
         self._hold_the_blast_radius(look)
-        if TINY_REGRESSION in look.reason_codes and not progress.paused:
-            progress.paused = TINY_REGRESSION
+        reasons = [code for code in look.reason_codes if code in PAUSING]
+        if reasons and not progress.paused:
+            progress.paused = reasons[0]
 
     def _task(self, step: str, *, is_due: bool) -> JudgeTask:
         progress, spec = self._progress, self._spec

@@ -10,12 +10,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 BINS = 10
+FREEZE_PAIRS = 100  # the first pairs cut the bins, the later ones are counted in them
 MOST_SLICES = 50
 LEAST_OF_SLICE = 20
 COLUMNS = (
     "request_key", "version", "shadow", "route", "outputs", "latency_us", "code", "tier",
-    "entity_keys", "subject",
+    "entity_keys", "subject", "replied_at",
 )  # fmt: skip
+ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))  # a map has no explode
 Scores = NDArray[np.float64]
 
 
@@ -67,8 +69,8 @@ class Labelled:
 class ShadowDiff:
     """Everything that the pairs say; shifts are candidate less baseline.
 
-    `bins[b][c]` counts the pairs whose baseline score is in bin b and whose candidate score is in
-    bin c of the tenths of the baseline's scores, cut at `edges`.
+    `edges` cut the baseline's first `FREEZE_PAIRS` scores into tenths and stay; `bins[b][c]` counts
+    the later pairs whose baseline score is in bin b and whose candidate score is in bin c.
     """
 
     pairs: int = 0
@@ -89,24 +91,26 @@ def compare(frame: pl.DataFrame, labels: Mapping[str, float], pairing: Pairing) 
     ours = _of(frame, pairing.candidate, is_shadow=True)
     theirs = _of(frame, pairing.baseline, is_shadow=False)
     pairs = _answered(ours).join(_answered(theirs), on="request_key", suffix="_baseline")
-    sides = {"candidate": _side(ours), "baseline": _side(theirs)}
+    pairs = pairs.sort("replied_at_baseline", "request_key")
     if pairs.is_empty():
-        return ShadowDiff(**sides)
+        return ShadowDiff(candidate=_side(ours), baseline=_side(theirs))
     ours_scores, their_scores = _scores(pairs, "score"), _scores(pairs, "score_baseline")
     shift = ours_scores - their_scores
     agree = (ours_scores >= pairing.threshold) == (their_scores >= pairing.threshold)
-    edges = np.unique(np.quantile(their_scores, np.arange(1, BINS) / BINS, method="higher"))
+    edges = _edges(their_scores)
+    later = slice(FREEZE_PAIRS, None)
     return ShadowDiff(
         pairs=len(pairs),
         agreeing=int(agree.sum()),
         mean_shift=float(shift.mean()),
         mean_absolute_shift=float(np.abs(shift).mean()),
         largest_shift=float(np.abs(shift).max()),
+        candidate=_side(ours),
+        baseline=_side(theirs),
         edges=edges.tolist(),
-        bins=_bins(edges, their_scores, ours_scores),
+        bins=_bins(edges, their_scores[later], ours_scores[later]),
         labelled=_labelled(pairs, labels, ours_scores, their_scores, pairing.threshold),
         slices=_slices(pairs.with_columns(shift=shift, agree=agree)),
-        **sides,
     )
 
 
@@ -133,6 +137,14 @@ def _side(rows: pl.DataFrame) -> Side:
 
 def _scores(pairs: pl.DataFrame, column: str) -> Scores:
     return pairs[column].to_numpy().astype(np.float64)
+
+
+def _edges(baseline: Scores) -> Scores:
+    """Return the edges that the first scores fix, none before there are enough."""
+    if len(baseline) < FREEZE_PAIRS:
+        return np.array([])
+    tenths = np.arange(1, BINS) / BINS
+    return np.unique(np.quantile(baseline[:FREEZE_PAIRS], tenths, method="higher"))
 
 
 def _bins(edges: Scores, baseline: Scores, candidate: Scores) -> list[list[int]]:
@@ -169,10 +181,10 @@ def _labelled(
 
 def _slices(pairs: pl.DataFrame) -> list[Slice]:
     found = (
-        pairs.select("entity_keys_baseline", "shift", "agree")
-        .explode("entity_keys_baseline")
-        .drop_nulls("entity_keys_baseline")
-        .unnest("entity_keys_baseline")
+        pairs.select(pl.col("entity_keys_baseline").cast(ENTRIES).alias("entry"), "shift", "agree")
+        .explode("entry")
+        .drop_nulls("entry")
+        .unnest("entry")
         .group_by("key", "value")
         .agg(
             pairs=pl.len(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import pytest
@@ -19,6 +19,7 @@ from volary.gateway.v1 import (
     traffic_pb2,
     traffic_service_pb2_grpc,
 )
+from volary.monitor.v1 import monitor_pb2, monitor_service_pb2_grpc
 from volary.registry.v1 import model_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.errors import Aborted, NotFound
@@ -29,7 +30,8 @@ from volary_workflows.judge.inputs import Guard
 from volary_workflows.judge.verdict import recompute
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.evidence import cells_of, counts_of
-from volary_workflows.rollout.messages import Look, RolloutSpec, Step, TrafficStep
+from volary_workflows.rollout.explaining import explanation_of
+from volary_workflows.rollout.messages import Look, Notification, RolloutSpec, Step, TrafficStep
 from volary_workflows.rollout.tasks import JudgeTask, Subject, TrafficChange
 from volary_workflows.rollout.webhooks import Webhooks
 
@@ -44,6 +46,7 @@ class Peers(
     replica_service_pb2_grpc.ReplicaServiceServicer,
     evidence_service_pb2_grpc.EvidenceServiceServicer,
     registry_service_pb2_grpc.RegistryServiceServicer,
+    monitor_service_pb2_grpc.MonitorServiceServicer,
 ):
     """Gateway and registry that answer as they are told and remember what they were asked."""
 
@@ -53,6 +56,11 @@ class Peers(
     readiness: list[replica_service_pb2.VersionReadiness] = field(default_factory=list)
     asked: list = field(default_factory=list)
     stored: dict[str, model_pb2.Evaluation] = field(default_factory=dict)
+    compared: monitor_pb2.ShadowComparison = field(default_factory=monitor_pb2.ShadowComparison)
+
+    async def CompareShadow(self, request, context):
+        self.asked.append(request)
+        return self.compared
 
     async def GetTraffic(self, request, context):
         if self.traffic is None:
@@ -99,9 +107,12 @@ async def serving(peers):
     replica_service_pb2_grpc.add_ReplicaServiceServicer_to_server(peers, server)
     evidence_service_pb2_grpc.add_EvidenceServiceServicer_to_server(peers, server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(peers, server)
+    monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(peers, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    channels = Channels("workflows", {"gateway": address, "registry": address}, MeshDress())
+    channels = Channels(
+        "workflows", dict.fromkeys(("gateway", "registry", "monitor"), address), MeshDress()
+    )
     try:
         yield RolloutActivities(channels, Webhooks(["https://hooks.test"]), CLOCK)
     finally:
@@ -303,6 +314,104 @@ async def test_a_look_that_is_repeated_gives_what_was_stored_first():
         )
         again = await run(activities.judge_rollout, task(1, is_due=True))
     assert again.verdict == first.verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("guard", "compared", "verdict", "code"),
+    [
+        (
+            Guard("accuracy", "quality", margin=0.02),
+            monitor_pb2.ShadowComparison(
+                pairs=9_000, labelled=9_000, only_candidate_wrong=900, only_baseline_wrong=100
+            ),
+            "FAIL",
+            "CANDIDATE_WORSE",
+        ),
+        (
+            Guard("accuracy", "quality", margin=0.05),
+            monitor_pb2.ShadowComparison(
+                pairs=9_000, labelled=9_000, only_candidate_wrong=100, only_baseline_wrong=120
+            ),
+            "PASS",
+            "GOOD_ENOUGH",
+        ),
+    ],
+)
+async def test_quality_is_judged_on_the_pairs_whose_truth_is_known(guard, compared, verdict, code):
+    peers = Peers(
+        version=model_pb2.ModelVersion(version=2, threshold=0.4),
+        evidence=evidence_pb2.Evidence(
+            variants=[variant(2, [(0, "model", 500)]), variant(1, [(0, "model", 4_500)])]
+        ),
+        compared=compared,
+    )
+    async with serving(peers) as activities:
+        look = await run(activities.judge_rollout, replace(task(1, is_due=True), guards=[guard]))
+    assert look.verdict == verdict
+    assert code in look.reason_codes
+    assert peers.asked[-1].threshold == 0.4
+    stored = MessageToDict(peers.stored[look.evaluation])
+    assert recompute(stored["inputs"]).reasons == stored["reasons"]
+
+
+async def test_predictions_that_shift_ask_for_a_person():
+    bins = [0] * 100
+    bins[9] = 400  # what the baseline scores lowest the candidate scores highest
+    peers = Peers(
+        version=model_pb2.ModelVersion(version=2),
+        evidence=evidence_pb2.Evidence(
+            variants=[variant(2, [(0, "model", 5_000)]), variant(1, [(0, "model", 45_000)])]
+        ),
+        compared=monitor_pb2.ShadowComparison(pairs=500, bins=bins),
+    )
+    guards = [Guard(), Guard("score", "prediction_distribution", min_effect=0.1)]
+    async with serving(peers) as activities:
+        look = await run(activities.judge_rollout, replace(task(1, is_due=True), guards=guards))
+    assert (look.verdict, look.reason_codes) == ("INCONCLUSIVE", ["PREDICTIONS_SHIFTED"])
+
+
+async def test_guards_in_dry_run_are_stored_beside_the_verdict_and_decide_nothing():
+    peers = Peers(
+        evidence=evidence_pb2.Evidence(
+            variants=[
+                variant(2, [(0, "model", 100), (13, "", 50)]),
+                variant(1, [(0, "model", 1_350)]),
+            ]
+        )
+    )
+    tried = replace(task(1, is_due=True), guards=[Guard(alpha=1e-300)], dry_run=[Guard()])
+    async with serving(peers) as activities:
+        look = await run(activities.judge_rollout, tried)
+    assert look.verdict == "INCONCLUSIVE"
+    assert look.dry_run[0].startswith("FAIL: ")
+    assert explanation_of(peers.stored[look.evaluation]).agrees
+
+
+async def test_preflight_knows_the_cooldown_and_the_web_hooks_that_are_barred():
+    traffic = traffic_pb2.Traffic(
+        generation=3, production_version=1, cause=traffic_pb2.CAUSE_ROLLBACK
+    )
+    traffic.update_time.seconds = 900  # the clock says 1,000
+    peers = Peers(traffic, model_pb2.ModelVersion(version=2))
+    spec = RolloutSpec(
+        "delays",
+        2,
+        steps=[Step(1_000)],
+        cooldown_s=600.0,
+        notify=[Notification("https://hooks.test/a"), Notification("https://evil.test/b")],
+    )
+    async with serving(peers) as activities:
+        found = await run(activities.check_rollout, spec)
+    assert found.cooling_s == 500.0
+    assert found.problems == ["notify[1].url: its origin is not in the allow-list of web hooks"]
+
+
+async def test_a_version_of_another_model_is_refused_by_name():
+    other = "projects/default/models/other/versions/2"
+    peers = Peers(None, model_pb2.ModelVersion(name=other, version=2))
+    async with serving(peers) as activities:
+        found = await run(activities.check_rollout, RolloutSpec("delays", 2, steps=[Step(1_000)]))
+    assert found.problems == [f"candidate: {other} is not a version of delays"]
 
 
 def test_a_stale_generation_is_final_and_a_lost_peer_is_not():

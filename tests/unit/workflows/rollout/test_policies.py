@@ -214,7 +214,7 @@ async def test_a_hundred_rollouts_of_days_end_as_they_should(time_skipping):
             is_bad = i % 5 == 0
             world.looks = {"50": replace(GOOD, verdict="FAIL")} if is_bad else {}
             world.generation, world.production = 7, 1
-            spec = replace(SPEC, model=f"model-{i}", poll_s=24 * HOUR_S)
+            spec = replace(SPEC, model=f"model-{i}", poll_s=24 * HOUR_S, shadow=None)
             status = await (await started(time_skipping, queue, spec)).result()
             assert status.state == ("ROLLED_BACK" if is_bad else "PROMOTED")
             assert world.production == (1 if is_bad else 2)

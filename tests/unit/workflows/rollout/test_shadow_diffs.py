@@ -36,8 +36,8 @@ def test_it_is_told_in_words_with_the_slices_that_agree_least():
         "97.00% of 1,000 pairs agree on the decision",
         "scores shift by -0.0120 in the mean, by 0.0300 in size",
         (
-            "errors 0.10% of 1,001 against 0.00% of 1,000; in the replica p50 0.9 ms against 0.8 ms, "
-            "p99 3.0 ms against 2.5 ms"
+            "errors 0.10% of 1,001 against 0.00% of 1,000; in the replica "
+            "p50 0.9 ms against 0.8 ms, p99 3.0 ms against 2.5 ms"
         ),
         (
             "of 400 pairs with known truth the candidate alone was wrong on 9, the baseline alone "

@@ -71,7 +71,13 @@ def test_texts_become_numbers():
         ({"shadow": ShadowStage(0.0)}, "shadow.fraction"),
         ({"guards": []}, "guards"),
         ({"guards": [Guard(kind="vibes")]}, "guards[0].kind"),
-        ({"guards": [Guard(kind="quality")]}, "guards[0].kind"),
+        ({"guards": [Guard("revenue", "business")]}, "guards[0].kind"),
+        ({"guards": [Guard("accuracy", "quality")]}, "guards[0].kind"),
+        ({"guards": [Guard("vibes", "quality")]}, "guards[0].metric"),
+        (
+            {"guards": [Guard("score", "prediction_distribution")], "shadow": ShadowStage()},
+            "guards",
+        ),
         ({"guards": [Guard(alpha=0)]}, "guards[0].alpha"),
         ({"guards": [Guard(alpha=1)]}, "guards[0].alpha"),
         ({"guards": [Guard(alpha=1.01)]}, "guards[0].alpha"),
@@ -189,3 +195,16 @@ def test_a_production_plan_is_read_whole():
     assert spec.freeze[1].end_s - spec.freeze[1].start_s == 3 * 86_400.0
     assert spec.blast_radius == BlastRadius(2_000, 5_000)
     assert spec.notify == [Notification("https://hooks.test/volary", ["PROMOTED", "ROLLED_BACK"])]
+
+
+def test_guards_on_the_pairs_of_a_shadow_have_margins_of_their_own():
+    spec = read(
+        {
+            "shadow": {"min_requests": 500},
+            "steps": [{"weight": "10%"}],
+            "guards": [{"kind": "quality"}, {"kind": "prediction_distribution"}],
+        }
+    )
+    quality, distribution = spec.guards
+    assert (quality.metric, quality.margin) == ("accuracy", 0.02)
+    assert (distribution.metric, distribution.min_effect) == ("score", 0.1)
