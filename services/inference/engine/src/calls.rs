@@ -35,14 +35,19 @@ const NOT_SERVING: i32 = 2;
 pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Some(method) = Method::of(parts.uri.path()) else {
-        return plane.upstream.answer(parts, Body::passing(Default::default(), Some(body))).await;
+        return plane
+            .upstream
+            .answer(parts, Body::passing(Default::default(), Some(body)))
+            .await;
     };
     let call = Running::begin(plane, method, &parts.headers);
     if let Some(refusal) = call.full() {
         return call.refuse(&refusal, None);
     }
     let Some(deadline) = call.deadline(&parts.headers) else {
-        return call.hand_over(parts, Body::passing(Default::default(), Some(body))).await;
+        return call
+            .hand_over(parts, Body::passing(Default::default(), Some(body)))
+            .await;
     };
     let limit = call.plane.row(method).max_request_bytes;
     let gathered = match tokio::time::timeout_at(deadline.into(), gather(body, limit)).await {
@@ -203,7 +208,10 @@ impl Running {
         let trace = &self.origin.trace;
         if let Some(asked) = &self.asked {
             let mut attributes = vec![
-                ("volary.model", Value::Text(asked.loaded.about.model.clone())),
+                (
+                    "volary.model",
+                    Value::Text(asked.loaded.about.model.clone()),
+                ),
                 ("volary.version", Value::Number(asked.loaded.about.version)),
                 ("volary.shadow", Value::Flag(self.origin.is_shadow)),
             ];
@@ -213,7 +221,10 @@ impl Running {
                 attributes.extend([
                     ("volary.prediction", Value::Text(id)),
                     ("volary.tier", Value::Word("model")),
-                    ("volary.batch_rows", Value::Number(answered.part.batch_rows as i64)),
+                    (
+                        "volary.batch_rows",
+                        Value::Number(answered.part.batch_rows as i64),
+                    ),
                     ("volary.queue_us", Value::Number(queued_us)),
                 ]);
             }
@@ -267,7 +278,9 @@ async fn infer(
     gathered: Gathered,
     deadline: Instant,
 ) -> Response<Body> {
-    let principal = call.plane.principal_of(call.method, &parts.headers, call.began);
+    let principal = call
+        .plane
+        .principal_of(call.method, &parts.headers, call.began);
     let plan = principal.and_then(|principal| {
         let request = ModelInferRequest::decode(gathered.message.clone()?).ok()?;
         let table = call.plane.table();
@@ -278,8 +291,14 @@ async fn infer(
     let Some((mut asked, inputs)) = plan else {
         return call.hand_over(parts, gathered.again()).await;
     };
-    asked.began_ns = if call.origin.trace.is_sampled { now_ns() } else { 0 };
-    let deadline = asked.timeout.map_or(deadline, |timeout| deadline.min(call.began + timeout));
+    asked.began_ns = if call.origin.trace.is_sampled {
+        now_ns()
+    } else {
+        0
+    };
+    let deadline = asked
+        .timeout
+        .map_or(deadline, |timeout| deadline.min(call.began + timeout));
     let loaded = asked.loaded.clone();
     call.asked = Some(asked);
     let is_cancelled = call.is_cancelled.clone();
@@ -341,8 +360,13 @@ fn is_model_ready(call: &Running, headers: &HeaderMap, message: Option<bytes::By
     let (Some(principal), Some(request)) = (principal, read::<ModelReadyRequest>(message)) else {
         return false;
     };
-    infer::chosen(&call.plane.table(), &principal.project, &request.name, &request.version)
-        .is_some()
+    infer::chosen(
+        &call.plane.table(),
+        &principal.project,
+        &request.name,
+        &request.version,
+    )
+    .is_some()
 }
 
 fn read<M: Message + Default>(message: Option<bytes::Bytes>) -> Option<M> {
@@ -370,7 +394,9 @@ fn origin_of(headers: &HeaderMap, is_traced: bool) -> Origin {
     let key = text_of(headers, "x-request-id");
     let attempt = text_of(headers, "x-envoy-attempt-count");
     let is_number = attempt.len() <= 3 && attempt.bytes().all(|byte| byte.is_ascii_digit());
-    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
     Origin {
         request_key: if key.is_empty() {
             new_key()
@@ -389,7 +415,13 @@ fn new_key() -> String {
     let bits = fastrand::u128(..);
     let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
     let hex = format!("{bits:032x}");
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let (a, b, c, d, e) = (
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    );
     format!("{a}-{b}-{c}-{d}-{e}")
 }
 

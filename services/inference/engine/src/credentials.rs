@@ -98,7 +98,9 @@ impl Verifier {
         if self.seen == Some(seen) {
             return;
         }
-        let keys = fs::read_to_string(path).ok().and_then(|text| keys_of(&text));
+        let keys = fs::read_to_string(path)
+            .ok()
+            .and_then(|text| keys_of(&text));
         if let Some(keys) = keys {
             self.keys = keys;
             self.seen = Some(seen);
@@ -143,9 +145,7 @@ fn principal_of(claims: &Value, kid: &str, issuer: &str) -> Option<Principal> {
             .collect::<Option<_>>()?,
     };
     let belongs = match issuer {
-        SERVICE_ISSUER => {
-            subject.strip_prefix("services/") == Some(kid) && roles == [SERVICE_ROLE]
-        }
+        SERVICE_ISSUER => subject.strip_prefix("services/") == Some(kid) && roles == [SERVICE_ROLE],
         KEY_ISSUER => {
             subject.starts_with("principals/") && !roles.iter().any(|role| role == SERVICE_ROLE)
         }

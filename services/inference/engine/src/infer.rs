@@ -135,7 +135,10 @@ fn outputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<usiz
         return Some((0..version.outputs.len()).collect());
     }
     let places = request.outputs.iter().map(|asked| {
-        let place = version.outputs.iter().position(|spec| spec.name == asked.name);
+        let place = version
+            .outputs
+            .iter()
+            .position(|spec| spec.name == asked.name);
         place.filter(|_| asked.parameters.is_empty())
     });
     places.collect()
@@ -151,7 +154,10 @@ fn inputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<Array
     }
     let arrays = version.inputs.iter().map(|spec| {
         // one that is given twice leaves another one missing
-        let place = request.inputs.iter().position(|input| input.name == spec.name)?;
+        let place = request
+            .inputs
+            .iter()
+            .position(|input| input.name == spec.name)?;
         let input = &request.inputs[place];
         let is_fit = input.parameters.is_empty()
             && Datatype::of(&input.datatype) == Some(spec.datatype)
@@ -184,7 +190,10 @@ pub async fn run(
         _ => 1,
     };
     let flag = cancelled.clone();
-    let answer = match loaded.version.put(inputs, rows, deadline, Instant::now(), flag) {
+    let answer = match loaded
+        .version
+        .put(inputs, rows, deadline, Instant::now(), flag)
+    {
         Ok(answer) => answer,
         Err(NoRoom::Closing) => return Outcome::NotHere,
         Err(NoRoom::Full(retry)) => {
@@ -200,9 +209,7 @@ pub async fn run(
             late("the model did not answer in time")
         }
         Ok(Ok(Ok(part))) => Outcome::Part(part),
-        Ok(Ok(Err(NotRun::Expired))) => {
-            late("the call's time ran out while it waited for a batch")
-        }
+        Ok(Ok(Err(NotRun::Expired))) => late("the call's time ran out while it waited for a batch"),
         Ok(Ok(Err(NotRun::Failed)) | Err(_)) => Outcome::NotHere,
     }
 }

@@ -300,9 +300,10 @@ mod tests {
 
     fn names(step: Step<Call>) -> (Vec<u32>, Closing) {
         match step {
-            Step::Run(batch, closing) => {
-                (batch.iter().map(|each| each.waiting.name).collect(), closing)
-            }
+            Step::Run(batch, closing) => (
+                batch.iter().map(|each| each.waiting.name).collect(),
+                closing,
+            ),
             _ => panic!("no batch"),
         }
     }

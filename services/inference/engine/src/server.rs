@@ -39,13 +39,11 @@ impl Server {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let thread = Threads::new()
-            .name("data plane".into())
-            .spawn(move || {
-                if let Err(error) = runtime.block_on(accept(listener, plane, stopped)) {
-                    eprintln!("the data plane ended: {error}");
-                }
-            })?;
+        let thread = Threads::new().name("data plane".into()).spawn(move || {
+            if let Err(error) = runtime.block_on(accept(listener, plane, stopped)) {
+                eprintln!("the data plane ended: {error}");
+            }
+        })?;
         Ok(Server { stopping, thread })
     }
 

@@ -332,9 +332,7 @@ impl Version {
                 shape[0] = rows as i64;
             }
             shapes.push(shape);
-            let datas = batch
-                .iter()
-                .map(|entry| &entry.waiting.inputs[index].data);
+            let datas = batch.iter().map(|entry| &entry.waiting.inputs[index].data);
             parts.push(datas.collect());
         }
         let parts: Vec<&[&Bytes]> = parts.iter().map(|part| &part[..]).collect();
@@ -378,7 +376,9 @@ impl Version {
             values.push(tensor_of(&allocator, spec, shape, parts)?.into());
         }
         let mut session = locked(&self.session);
-        let ran = session.run(&values[..]).map_err(|error| error.to_string())?;
+        let ran = session
+            .run(&values[..])
+            .map_err(|error| error.to_string())?;
         self.outputs
             .iter()
             .map(|spec| array_of(&ran[spec.name.as_str()], spec))
@@ -393,8 +393,8 @@ fn tensor_of(
     parts: &[&Bytes],
 ) -> Result<DynTensor, String> {
     let element = spec.datatype.element();
-    let mut tensor = DynTensor::new(allocator, element, shape.to_vec())
-        .map_err(|error| error.to_string())?;
+    let mut tensor =
+        DynTensor::new(allocator, element, shape.to_vec()).map_err(|error| error.to_string())?;
     let expected = shape.iter().product::<i64>() as usize * spec.datatype.size();
     if parts.iter().map(|part| part.len()).sum::<usize>() != expected {
         return Err(format!("{} has another size than its shape", spec.name));

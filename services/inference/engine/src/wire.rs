@@ -121,7 +121,9 @@ fn length_of(chunks: &VecDeque<Bytes>) -> Option<usize> {
     if prefix.next()? != 0 {
         return None;
     }
-    (1..PREFIX).try_fold(0, |length, _| Some(length << 8 | usize::from(prefix.next()?)))
+    (1..PREFIX).try_fold(0, |length, _| {
+        Some(length << 8 | usize::from(prefix.next()?))
+    })
 }
 
 fn joined(chunks: &VecDeque<Bytes>, size: usize) -> Bytes {
@@ -197,7 +199,9 @@ pub fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>, ()> {
         return Ok(None);
     };
     let text = value.to_str().map_err(drop)?;
-    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(())?;
+    let (digits, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or(())?;
     let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
     if !is_number {
         return Err(());
@@ -238,7 +242,10 @@ mod tests {
     fn timeouts_are_read_in_every_unit() {
         assert_eq!(timeout("20m"), Ok(Some(Duration::from_millis(20))));
         assert_eq!(timeout("3S"), Ok(Some(Duration::from_secs(3))));
-        assert_eq!(timeout("99999999H").unwrap().unwrap().as_secs(), 359_999_996_400);
+        assert_eq!(
+            timeout("99999999H").unwrap().unwrap().as_secs(),
+            359_999_996_400
+        );
         assert_eq!(timeout_of(&HeaderMap::new()), Ok(None));
         for malformed in ["", "S", "1", "123456789m", "-1S", "1x", "1.5S"] {
             assert_eq!(timeout(malformed), Err(()), "{malformed:?}");
@@ -259,7 +266,10 @@ mod tests {
         let whole = [0, 0, 0, 1, 2];
         let chunks = whole.iter().map(|byte| Bytes::copy_from_slice(&[*byte]));
         assert_eq!(length_of(&chunks.collect()), Some(258));
-        assert_eq!(length_of(&VecDeque::from([Bytes::from_static(&[0, 0])])), None);
+        assert_eq!(
+            length_of(&VecDeque::from([Bytes::from_static(&[0, 0])])),
+            None
+        );
         let compressed = Bytes::from_static(&[1, 0, 0, 0, 0]);
         assert_eq!(length_of(&VecDeque::from([compressed])), None);
     }

@@ -81,19 +81,29 @@ class NativeEngine:
 
 
 def chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
-    """Return the native engine, None for the Python one alone; raise SettingsError."""
+    """Return the native engine, None for the Python one alone; raise SettingsError.
+
+    The file `engine` in the data folder says which one it is, and why.
+    """
+    native, why = _chosen(kit, ring)
+    kit.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}{why}\n")
+    return native
+
+
+def _chosen(kit: Kit, ring: EventRing) -> tuple[NativeEngine | None, str]:
     wanted = kit.settings.engine
     if wanted == "python":
-        return None
+        return None, ""
     try:
         if kit.settings.tls_cert_file is not None:
             raise modules.Unavailable("the native engine has no TLS: Envoy or python does")
-        return NativeEngine(kit, modules.load(), ring)
+        return NativeEngine(kit, modules.load(), ring), ""
     except modules.Unavailable as error:
         if wanted == "native":
             raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
         log.info("the Python engine serves: %s", error)
-        return None
+        return None, f" ({error})"
 
 
 def engine_name(native: NativeEngine | None) -> str:

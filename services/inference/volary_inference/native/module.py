@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -76,8 +77,7 @@ def load() -> NativeModule:
     try:
         module = cast("NativeModule", importlib.import_module(NAME))
     except ImportError as error:
-        text = f"{NAME} is not built: ./volary builds it where cargo is; {error}"
-        raise Unavailable(text) from error
+        raise Unavailable(_why(error)) from error
     folder = Path(onnxruntime.__file__).parent / "capi"
     found = sorted(folder.glob(RUNTIME))
     if not found:
@@ -87,3 +87,12 @@ def load() -> NativeModule:
     except RuntimeError as error:
         raise Unavailable(f"{found[0].name} cannot be opened: {error}") from error
     return module
+
+
+def _why(error: ImportError) -> str:
+    """Return why there is no module: what its build left behind, else the import's own words."""
+    note = Path(sysconfig.get_paths()["purelib"]) / f"{NAME}.why"
+    try:
+        return note.read_text().strip()
+    except OSError:
+        return f"it is not built: run services/inference/engine/build.py; {error}"

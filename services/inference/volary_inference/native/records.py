@@ -21,11 +21,11 @@ RETRY_S = (0.05, 2.0)
 PERIOD_S = 0.25
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 # one reply for a whole batch: to read 512 of them costs more than to send the events
-APPEND = f"""
-for i = 2, #ARGV do
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', '{FIELD}', ARGV[i])
+APPEND = """
+for i = 3, #ARGV do
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', ARGV[2], ARGV[i])
 end
-return #ARGV - 1
+return #ARGV - 2
 """
 
 
@@ -66,9 +66,9 @@ class NativeEvents:
         while not self._stopping.is_set():
             try:
                 # what is sent twice has the same event id
-                self._append(keys=[self._stream], args=[MAX_LENGTH, *events])
+                self._append(keys=[self._stream], args=[MAX_LENGTH, FIELD, *events])
             except (RedisError, OSError) as error:
-                log.warning("prediction events wait: %s", type(error).__name__)
+                log.warning("prediction events wait: %s: %s", type(error).__name__, error)
                 self._stopping.wait(wait_s)
                 wait_s = min(longest_s, wait_s * 2)
             else:

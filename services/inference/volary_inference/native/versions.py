@@ -90,22 +90,25 @@ class NativeLoader(Loader):
             log.info("%s takes or gives text: the Python engine runs it", name)
             return None
         try:
-            native: NativeVersion = self._module.NativeVersion(
-                package.graph,
-                [_row(spec) for spec in signature.inputs],
-                [_row(spec) for spec in signature.outputs],
-                self._batches.max_rows,
-                int(self._batches.max_delay_s * MICROS),
-            )
-            golden = None
-            if package.golden is not None:
-                golden = GoldenRows.from_document(package.golden, signature)
-            difference = _warm(native, graph, signature, self._batches.max_rows, golden)
+            return self._checked(graph, package)
         except (RuntimeError, ValueError) as error:
-            difference = str(error)
-        if difference:
-            log.warning("%s runs in the Python engine: %s", name, difference)
+            log.warning("%s runs in the Python engine: %s", name, error)
             return None
+
+    def _checked(self, graph: OnnxGraph, package: Package) -> NativeVersion:
+        """Load and warm the native session; raise ValueError when it answers otherwise."""
+        signature = graph.signature
+        native: NativeVersion = self._module.NativeVersion(
+            package.graph,
+            [_row(spec) for spec in signature.inputs],
+            [_row(spec) for spec in signature.outputs],
+            self._batches.max_rows,
+            int(self._batches.max_delay_s * MICROS),
+        )
+        golden = None
+        if package.golden is not None:
+            golden = GoldenRows.from_document(package.golden, signature)
+        _warm(native, graph, signature, self._batches.max_rows, golden)
         return native
 
 
@@ -119,11 +122,8 @@ def _warm(
     signature: Signature,
     max_rows: int,
     golden: GoldenRows | None,
-) -> str:
-    """Run each batch size twice; return what differs from the other session, empty if nothing.
-
-    The first run of a size reserves memory; the time of the second one counts too.
-    """
+) -> None:
+    """Run each batch size twice; raise ValueError when a bit differs from the other session."""
     for rows in batch_sizes(signature, max_rows):
         feeds = feeds_of(signature, rows, golden)
         arrays = [feeds[spec.name] for spec in signature.inputs]
@@ -131,13 +131,12 @@ def _warm(
             (list(array.shape), np.ascontiguousarray(array, _dtype(spec)).tobytes())
             for spec, array in zip(signature.inputs, arrays, strict=True)
         ]
-        native.run(inputs, rows)
+        native.run(inputs, rows)  # the first run of a size reserves memory
         found, expected = native.run(inputs, rows), graph.run(feeds)
         for spec, (shape, data) in zip(signature.outputs, found, strict=True):
             wanted = np.ascontiguousarray(expected[spec.name], _dtype(spec))
             if tuple(shape) != wanted.shape or data != wanted.tobytes():
-                return f"{spec.name} of {rows} rows differs between the engines"
-    return ""
+                raise ValueError(f"{spec.name} of {rows} rows differs between the engines")
 
 
 def _dtype(spec: TensorSpec) -> np.dtype:
