@@ -14,13 +14,13 @@ class InferenceSettings(ServiceSettings, service="inference"):
     `instance` names the replica, stable over its restarts. `address` is what others reach the
     data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
     `engine` says who answers on `port`: `python`, `native` (an error where it is not built), or
-    `auto`.
+    `auto`, which is `python` today.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)
     address: str | None = None
     failpoints: bool = False
-    engine: Literal["auto", "native", "python"] = "python"
+    engine: Literal["auto", "native", "python"] = "auto"
     threads: int = Field(default=64, ge=1, le=1_024)
     streams: int = Field(default=32, ge=1, le=1_024)
     max_batch_rows: int = Field(default=64, ge=1, le=4_096)

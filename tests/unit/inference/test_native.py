@@ -20,8 +20,9 @@ from volary.otlp.v1 import trace_pb2
 from volary_inference.backends.onnxruntime_cpu import OnnxGraph
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.datatypes import DATATYPES
+from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import VersionKey
-from volary_inference.lifecycle.packages import Description, Package
+from volary_inference.lifecycle.package import Description, Package
 from volary_inference.native.module import DataPlane, load
 from volary_inference.native.versions import NativeLoader, NativeTwin
 from volary_kit.client import connect_aio
@@ -73,6 +74,7 @@ class Alone:
         self.plane: DataPlane = self._module.DataPlane(
             json.dumps(volary_contract.methods()),
             keys.jwks,
+            None,
             Path("/nonexistent/python"),
             list(BUCKETS_S),
             1_000,
@@ -90,9 +92,8 @@ class Alone:
         loader = NativeLoader(self._module, policy or BatchPolicy(), CLOCK)
         package = Package(Description(digest=f"sha256:{model}"), graph)
         session = loader.open(package)
-        serving = loader.serve(
-            VersionKey("default", model, 3), session, loader.warm(session, package)
-        )
+        run_times = loader.warm(session, package)
+        serving = loader.serve(VersionKey("default", model, 3), session, run_times, Guard())
         serving.batcher.close()
         assert isinstance(serving.twin, NativeTwin)
         self.twins[model] = serving.twin

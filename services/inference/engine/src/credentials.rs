@@ -2,7 +2,7 @@
 //!
 //! Only a valid credential is found here; every refusal is Python's to tell.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -28,6 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, PartialEq, Eq)]
 pub struct Principal {
     pub project: String,
+    key_id: String,
     pub roles: Vec<String>,
 }
 
@@ -42,23 +43,32 @@ struct Key {
     public: Vec<u8>,
 }
 
+/// What changes with a file: its time, its place and its size.
+type Seen = (i64, i64, u64, u64);
+
 /// Verifies tokens; remembers those that it verified until they expire or the keys change.
 pub struct Verifier {
     path: Option<PathBuf>,
-    seen: Option<(i64, i64, u64, u64)>,
+    seen: Option<Seen>,
     next_look: Option<Instant>,
     keys: HashMap<String, Key>,
+    revocations: Option<PathBuf>,
+    seen_revoked: Option<Seen>,
+    revoked: HashSet<String>,
     cache: HashMap<Box<str>, (i64, Arc<Principal>)>,
 }
 
 impl Verifier {
     /// Without a file no credential is valid.
-    pub fn new(path: Option<PathBuf>) -> Self {
+    pub fn new(path: Option<PathBuf>, revocations: Option<PathBuf>) -> Self {
         Verifier {
             path,
             seen: None,
             next_look: None,
             keys: HashMap::new(),
+            revocations,
+            seen_revoked: None,
+            revoked: HashSet::new(),
             cache: HashMap::new(),
         }
     }
@@ -69,6 +79,11 @@ impl Verifier {
             return None;
         }
         self.refresh(now);
+        self.verified(token, now_s)
+            .filter(|principal| !self.revoked.contains(&principal.key_id))
+    }
+
+    fn verified(&mut self, token: &str, now_s: i64) -> Option<Arc<Principal>> {
         if let Some((expires_s, principal)) = self.cache.get(token) {
             if *expires_s > now_s {
                 return Some(principal.clone());
@@ -90,21 +105,12 @@ impl Verifier {
             return;
         }
         self.next_look = Some(now + LOOK_AGAIN);
-        let Some(path) = &self.path else { return };
-        let Ok(about) = fs::metadata(path) else {
-            return;
-        };
-        let seen = (about.mtime(), about.mtime_nsec(), about.ino(), about.size());
-        if self.seen == Some(seen) {
-            return;
-        }
-        let keys = fs::read_to_string(path)
-            .ok()
-            .and_then(|text| keys_of(&text));
-        if let Some(keys) = keys {
+        if let Some(keys) = changed(&self.path, &mut self.seen, keys_of) {
             self.keys = keys;
-            self.seen = Some(seen);
             self.cache.clear();
+        }
+        if let Some(revoked) = changed(&self.revocations, &mut self.seen_revoked, revoked_of) {
+            self.revoked = revoked;
         }
     }
 
@@ -160,8 +166,36 @@ fn principal_of(claims: &Value, kid: &str, issuer: &str) -> Option<Principal> {
     };
     belongs.then(|| Principal {
         project: project.to_owned(),
+        key_id: claims
+            .get("jti")
+            .and_then(Value::as_str)
+            .unwrap_or("")
+            .to_owned(),
         roles,
     })
+}
+
+/// What a file holds, when it changed since it was seen and is whole.
+fn changed<T>(
+    path: &Option<PathBuf>,
+    seen: &mut Option<Seen>,
+    read: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
+    let path = path.as_ref()?;
+    let about = fs::metadata(path).ok()?;
+    let now = (about.mtime(), about.mtime_nsec(), about.ino(), about.size());
+    if *seen == Some(now) {
+        return None;
+    }
+    let found = read(&fs::read_to_string(path).ok()?)?;
+    *seen = Some(now);
+    Some(found)
+}
+
+fn revoked_of(text: &str) -> Option<HashSet<String>> {
+    let document: Value = serde_json::from_str(text).ok()?;
+    let ids = document.get("revoked")?.as_array()?.iter();
+    ids.map(|id| id.as_str().map(str::to_owned)).collect()
 }
 
 fn json_of(part: &str) -> Option<Value> {
@@ -252,7 +286,7 @@ mod tests {
         let name = format!("volary-jwks-{}-{number}.json", std::process::id());
         let path = std::env::temp_dir().join(name);
         fs::write(&path, json!({ "keys": jwks }).to_string()).unwrap();
-        Verifier::new(Some(path))
+        Verifier::new(Some(path), None)
     }
 
     fn claims() -> Value {
@@ -314,6 +348,22 @@ mod tests {
             );
         }
         assert!(verifier.verify(&good, Instant::now(), 1_500).is_some());
+    }
+
+    #[test]
+    fn a_revoked_key_is_refused_from_the_next_look_on() {
+        let signer = Signer::new("issuing");
+        let mut verifier = verifier(&[signer.jwk("volary")]);
+        let name = format!("volary-revoked-{}.json", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        verifier.revocations = Some(path.clone());
+        let mut claims = claims();
+        claims["jti"] = json!("key-1");
+        let (token, now) = (signer.token(&claims), Instant::now());
+        assert!(verifier.verify(&token, now, 1_500).is_some());
+        fs::write(&path, json!({"revoked": ["key-1"]}).to_string()).unwrap();
+        assert!(verifier.verify(&token, now, 1_500).is_some());
+        assert!(verifier.verify(&token, now + LOOK_AGAIN, 1_500).is_none());
     }
 
     #[test]

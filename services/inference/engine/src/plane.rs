@@ -105,9 +105,11 @@ pub struct Plane {
 
 impl Plane {
     /// Fails when the contract has no row of a method that is answered here.
+    #[allow(clippy::too_many_arguments)] // put together once
     pub fn new(
         rows: &HashMap<String, Row>,
         jwks: Option<PathBuf>,
+        revocations: Option<PathBuf>,
         edges: Vec<f64>,
         max_calls: usize,
         records: Records,
@@ -126,7 +128,7 @@ impl Plane {
         };
         Ok(Plane {
             rows: own.collect::<Result<_, _>>()?,
-            verifier: Mutex::new(Verifier::new(jwks)),
+            verifier: Mutex::new(Verifier::new(jwks, revocations)),
             table: RwLock::default(),
             health: RwLock::default(),
             counts: METHODS.iter().map(|_| counts()).collect(),

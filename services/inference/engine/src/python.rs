@@ -154,11 +154,12 @@ impl DataPlane {
     /// `rows` is the text of methods.json, `socket` where the Python engine listens,
     /// `edges_s` the histogram's, `resource` the spans' serialized Resource, None for no spans.
     #[new]
-    #[pyo3(signature = (rows, jwks, socket, edges_s, max_calls, events, spans, resource))]
+    #[pyo3(signature = (rows, jwks, revocations, socket, edges_s, max_calls, events, spans, resource))]
     #[allow(clippy::too_many_arguments)] // once, by keyword
     fn new(
         rows: &str,
         jwks: Option<PathBuf>,
+        revocations: Option<PathBuf>,
         socket: PathBuf,
         edges_s: Vec<f64>,
         max_calls: usize,
@@ -169,7 +170,15 @@ impl DataPlane {
         let made = rows_of(rows).and_then(|rows| {
             let records = Records::new(events, spans, resource.as_deref())?;
             let upstream = Upstream::new(socket);
-            Plane::new(&rows, jwks, edges_s, max_calls, records, upstream)
+            Plane::new(
+                &rows,
+                jwks,
+                revocations,
+                edges_s,
+                max_calls,
+                records,
+                upstream,
+            )
         });
         Ok(DataPlane {
             plane: Arc::new(made.map_err(PyValueError::new_err)?),

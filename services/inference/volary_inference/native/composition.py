@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import TypeAlias
 
 import volary_contract
@@ -17,7 +16,9 @@ from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
 from volary_inference.domain.versions import Versions
+from volary_inference.lifecycle.crashes import RunJournal
 from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.residence import Residence
 from volary_inference.native import module as modules
 from volary_inference.native.listener import NativeListener, SocketFolder
 from volary_inference.native.module import DataPlane, NativeModule
@@ -26,7 +27,6 @@ from volary_inference.native.versions import NativeLoader, NativeTable
 from volary_inference.settings import InferenceSettings
 from volary_inference.stream import redis_client
 
-log = logging.getLogger(__name__)
 MICROS = 1_000_000
 Kit = Resources[InferenceSettings]
 DataListener: TypeAlias = SyncServer | NativeListener
@@ -43,6 +43,7 @@ class NativeEngine:
         self._plane: DataPlane = module.DataPlane(
             json.dumps(volary_contract.methods()),
             settings.jwks_file,
+            settings.revocations_file,
             self._folder.socket,
             list(BUCKETS_S),
             kit.ruling.max_calls,
@@ -83,27 +84,24 @@ class NativeEngine:
 def chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
     """Return the native engine, None for the Python one alone; raise SettingsError.
 
-    The file `engine` in the data folder says which one it is, and why.
+    The file `engine` in the data folder says which one it is.
     """
-    native, why = _chosen(kit, ring)
+    native = _chosen(kit, ring)
     kit.settings.data_dir.mkdir(parents=True, exist_ok=True)
-    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}{why}\n")
+    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}\n")
     return native
 
 
-def _chosen(kit: Kit, ring: EventRing) -> tuple[NativeEngine | None, str]:
-    wanted = kit.settings.engine
-    if wanted == "python":
-        return None, ""
+def _chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
+    # `auto` is Python until the native engine has been through the whole mesh
+    if kit.settings.engine != "native":
+        return None
     try:
         if kit.settings.tls_cert_file is not None:
             raise modules.Unavailable("the native engine has no TLS: Envoy or python does")
-        return NativeEngine(kit, modules.load(), ring), ""
+        return NativeEngine(kit, modules.load(), ring)
     except modules.Unavailable as error:
-        if wanted == "native":
-            raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
-        log.info("the Python engine serves: %s", error)
-        return None, f" ({error})"
+        raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
 
 
 def engine_name(native: NativeEngine | None) -> str:
@@ -111,12 +109,17 @@ def engine_name(native: NativeEngine | None) -> str:
     return "python" if native is None else "native"
 
 
-def loader_of(kit: Kit, native: NativeEngine | None) -> Loader:
-    """Return what makes packages serve in the engine that runs."""
+def loader_of(
+    kit: Kit, native: NativeEngine | None, journal: RunJournal, residence: Residence
+) -> Loader:
+    """Return what makes packages serve in the engine that runs.
+
+    Graphs that may be forgotten are held by the Python engine alone.
+    """
     settings = kit.settings
     policy = BatchPolicy(
         max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / MICROS
     )
-    if native is None:
-        return Loader(policy, kit.clock)
-    return NativeLoader(native.module, policy, kit.clock)
+    if native is None or settings.memory_budget_bytes:
+        return Loader(policy, kit.clock, journal, residence)
+    return NativeLoader(native.module, policy, kit.clock, journal, residence)

@@ -15,14 +15,17 @@ from volary_inference.backends.onnxruntime_cpu import OnnxGraph
 from volary_inference.domain.batching import BatchPolicy, Runner
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import VersionKey
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.signatures import Signature, TensorSpec
 from volary_inference.domain.statistics import Snapshot, Total
 from volary_inference.domain.versions import Serving, Version, Versions
 from volary_inference.domain.warming import GoldenRows, batch_sizes, feeds_of
+from volary_inference.lifecycle.crashes import RunJournal, Slot
 from volary_inference.lifecycle.loading import Loader
-from volary_inference.lifecycle.packages import Package
+from volary_inference.lifecycle.package import Package, Reading
+from volary_inference.lifecycle.residence import Residence
 from volary_inference.native.module import DataPlane, NativeModule, NativeVersion
 
 log = logging.getLogger(__name__)
@@ -61,8 +64,15 @@ class NativeTwin:
 class NativeLoader(Loader):
     """Loads each version twice; one that comes out differently here is Python's alone."""
 
-    def __init__(self, module: NativeModule, policy: BatchPolicy, clock: Clock) -> None:
-        super().__init__(policy, clock)
+    def __init__(
+        self,
+        module: NativeModule,
+        policy: BatchPolicy,
+        clock: Clock,
+        journal: RunJournal | None = None,
+        residence: Residence | None = None,
+    ) -> None:
+        super().__init__(policy, clock, journal, residence)
         self._module = module
         self._batches = policy
         self._loaded: WeakKeyDictionary[OnnxGraph, NativeVersion] = WeakKeyDictionary()
@@ -75,11 +85,19 @@ class NativeLoader(Loader):
             self._loaded[graph] = native
         return run_times
 
-    def serve(self, key: VersionKey, graph: OnnxGraph, run_times: RunTimes) -> Serving:
-        """Start the batching threads of a warm graph."""
-        serving = super().serve(key, graph, run_times)
+    def serve(
+        self,
+        key: VersionKey,
+        graph: OnnxGraph,
+        run_times: RunTimes,
+        guard: Guard,
+        slot: Slot | None = None,
+        reading: Reading | None = None,
+    ) -> Serving:
+        """Start the batching threads of a warm graph; a guarded version is Python's alone."""
+        serving = super().serve(key, graph, run_times, guard, slot, reading)
         native = self._loaded.pop(graph, None)
-        if native is None:
+        if native is None or not guard.is_plain:
             return serving
         native.start(f"{key.model}@{key.version}")
         return replace(serving, twin=NativeTwin(native))
