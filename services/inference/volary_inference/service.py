@@ -18,6 +18,7 @@ from volary_kit.server import AioServer, SyncServer
 from volary_kit.service import Service
 from volary_kit.statuses import ERRORS, code_of
 
+from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.engine import Engine, PythonEngine
 from volary_inference.domain.events import EventRing
@@ -100,7 +101,8 @@ def _keeper(kit: Kit, versions: Versions, journal: RunJournal) -> Keeper:
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
     residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
-    loader = Loader(_batch_policy(settings), kit.clock, journal, residence)
+    plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
+    loader = Loader(_batch_policy(settings), kit.clock, journal, residence, plans)
     return Keeper(versions, packages, loader, trials, kit.clock)
 
 

@@ -54,7 +54,7 @@ def warm(
         if golden is not None:
             check_golden(runner, golden)
         times = RunTimes()
-        for rows in _buckets(max_rows) if signature.is_batched else iter((1,)):
+        for rows in buckets(max_rows) if signature.is_batched else iter((1,)):
             feeds = _feeds(signature, rows, golden)
             runner.run(feeds)  # the first run of a size reserves memory; the second is typical
             began_s = clock.monotonic_s()
@@ -101,7 +101,8 @@ def _arrays(rows: object, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray
     return arrays
 
 
-def _buckets(max_rows: int) -> Iterator[int]:
+def buckets(max_rows: int) -> Iterator[int]:
+    """Yield the batch sizes that are run before a version is ready: powers of two, and the most."""
     rows = 1
     while rows < max_rows:
         yield rows
