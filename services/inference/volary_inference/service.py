@@ -17,6 +17,7 @@ from volary_kit.server import AioServer
 from volary_kit.service import Service
 from volary_kit.statuses import ERRORS, code_of
 
+from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.engine import Engine, PythonEngine
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
@@ -111,7 +112,8 @@ def _keeper(
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
     residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
-    loader = loader_of(kit, native, journal, residence)
+    plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
+    loader = loader_of(kit, native, journal, residence, plans)
     return Keeper(versions, packages, loader, trials, kit.clock)
 
 

@@ -34,6 +34,8 @@ class InferenceSettings(ServiceSettings, service="inference"):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{2,62}$"
     )
 
+    # run graphs on TensorRT; a version that cannot be is refused, never run elsewhere instead
+    tensorrt: bool = False
     # of the child process in which an artifact is loaded for the first time
     trial_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     trial_timeout_s: float = Field(default=120.0, gt=0)

@@ -103,10 +103,11 @@ def _arrays(rows: object, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray
 
 def batch_sizes(signature: Signature, max_rows: int) -> Iterator[int]:
     """Return the batch sizes that a version is warmed with."""
-    return _buckets(max_rows) if signature.is_batched else iter((1,))
+    return buckets(max_rows) if signature.is_batched else iter((1,))
 
 
-def _buckets(max_rows: int) -> Iterator[int]:
+def buckets(max_rows: int) -> Iterator[int]:
+    """Yield the batch sizes that are run before a version is ready: powers of two, and the most."""
     rows = 1
     while rows < max_rows:
         yield rows

@@ -12,6 +12,7 @@ from volary_kit.server import Address, SyncServer
 from volary_kit.settings import SettingsError
 from volary_kit.telemetry.export import MAX_QUEUE
 
+from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
@@ -110,16 +111,20 @@ def engine_name(native: NativeEngine | None) -> str:
 
 
 def loader_of(
-    kit: Kit, native: NativeEngine | None, journal: RunJournal, residence: Residence
+    kit: Kit,
+    native: NativeEngine | None,
+    journal: RunJournal,
+    residence: Residence,
+    plans: PlanCache | None,
 ) -> Loader:
     """Return what makes packages serve in the engine that runs.
 
-    Graphs that may be forgotten are held by the Python engine alone.
+    Graphs that may be forgotten, and those on TensorRT, are run by the Python engine alone.
     """
     settings = kit.settings
     policy = BatchPolicy(
         max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / MICROS
     )
-    if native is None or settings.memory_budget_bytes:
-        return Loader(policy, kit.clock, journal, residence)
+    if native is None or settings.memory_budget_bytes or plans is not None:
+        return Loader(policy, kit.clock, journal, residence, plans)
     return NativeLoader(native.module, policy, kit.clock, journal, residence)

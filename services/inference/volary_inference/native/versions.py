@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from volary_kit.clock import Clock
 
-from volary_inference.backends.onnxruntime_cpu import OnnxGraph
 from volary_inference.domain.batching import BatchPolicy, Runner
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.failpoints import Failpoints
@@ -23,7 +22,7 @@ from volary_inference.domain.statistics import Snapshot, Total
 from volary_inference.domain.versions import Serving, Version, Versions
 from volary_inference.domain.warming import GoldenRows, batch_sizes, feeds_of
 from volary_inference.lifecycle.crashes import RunJournal, Slot
-from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.loading import Graph, Loader
 from volary_inference.lifecycle.package import Package, Reading
 from volary_inference.lifecycle.residence import Residence
 from volary_inference.native.module import DataPlane, NativeModule, NativeVersion
@@ -75,9 +74,9 @@ class NativeLoader(Loader):
         super().__init__(policy, clock, journal, residence)
         self._module = module
         self._batches = policy
-        self._loaded: WeakKeyDictionary[OnnxGraph, NativeVersion] = WeakKeyDictionary()
+        self._loaded: WeakKeyDictionary[Graph, NativeVersion] = WeakKeyDictionary()
 
-    def warm(self, graph: OnnxGraph, package: Package) -> RunTimes:
+    def warm(self, graph: Graph, package: Package) -> RunTimes:
         """Warm the Python session, then the native one, and compare what they answer."""
         run_times = super().warm(graph, package)
         native = self._native(graph, package)
@@ -88,7 +87,7 @@ class NativeLoader(Loader):
     def serve(
         self,
         key: VersionKey,
-        graph: OnnxGraph,
+        graph: Graph,
         run_times: RunTimes,
         guard: Guard,
         slot: Slot | None = None,
@@ -102,7 +101,7 @@ class NativeLoader(Loader):
         native.start(f"{key.model}@{key.version}")
         return replace(serving, twin=NativeTwin(native))
 
-    def _native(self, graph: OnnxGraph, package: Package) -> NativeVersion | None:
+    def _native(self, graph: Graph, package: Package) -> NativeVersion | None:
         signature, name = graph.signature, package.description.digest
         if any(spec.datatype == TEXT for spec in (*signature.inputs, *signature.outputs)):
             log.info("%s takes or gives text: the Python engine runs it", name)
@@ -113,7 +112,7 @@ class NativeLoader(Loader):
             log.warning("%s runs in the Python engine: %s", name, error)
             return None
 
-    def _checked(self, graph: OnnxGraph, package: Package) -> NativeVersion:
+    def _checked(self, graph: Graph, package: Package) -> NativeVersion:
         """Load and warm the native session; raise ValueError when it answers otherwise."""
         signature = graph.signature
         native: NativeVersion = self._module.NativeVersion(
