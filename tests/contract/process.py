@@ -151,6 +151,7 @@ def start(service: Contracted, engines: Engines, keys: Keys, folder: Path) -> Ru
         "drain_delay_s": 0.3,
         "failpoints": True,  # switched off they answer UNIMPLEMENTED, as if nobody had built them
     }
+    offered |= service.settings
     if engines.database_url is not None:
         offered["database_url"] = engines.database_url
     log = folder / f"{service.name}.log"

@@ -92,8 +92,19 @@ def document(found: Mapping[str, Mapping[str, bool]]) -> str:
         "",
         "- health and reflection (v1): every service",
         *(f"- `{name}`: {who}" for name, who in sorted(ELSEWHERE.items())),
+        "",
+        "## Written and not run",
+        "",
+        *UNRUN,
     ]
     return "\n".join(lines) + "\n"
+
+
+UNRUN = (
+    "- inference on TensorRT (`VOLARY_INFERENCE_TENSORRT`): written against the signatures of",
+    "  `tensorrt_bindings` 11.2.1.2 and `cuda.bindings` 13. No GPU run has been made; tested are",
+    "  its refusals, its cache of engines and what it says where there is no GPU.",
+)
 
 
 def _listed(found: Mapping[str, Mapping[str, bool]]) -> list[str]:

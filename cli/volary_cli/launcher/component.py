@@ -36,6 +36,7 @@ async def nothing() -> None:
 class Component:
     """One process of the mesh.
 
+    `engine` says which of several implementations it runs, empty where there is one.
     `prepare` runs before each start, `provision` once after it is ready for the first time;
     what needs this component waits for both.
     """
@@ -47,6 +48,7 @@ class Component:
     needs: tuple[str, ...] = ()
     ports: Mapping[str, int] = field(default_factory=dict)
     version: Callable[[], str] = str
+    engine: Callable[[], str] = str
     prepare: Callable[[], Awaitable[None]] = nothing
     provision: Callable[[], Awaitable[None]] = nothing
 
@@ -74,6 +76,7 @@ class Condition:
             "health": self.health.value,
             "version": self.version,
             "restarts": self.restarts,
+            "engine": self.component.engine(),
         }
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from volary_cli.launcher import declared
 from volary_cli.launcher.component import Component, Kind
@@ -81,11 +82,11 @@ class Surroundings:
             command=lambda: self._command(row, ports, instance or "0"),
             is_ready=self._probe(row, used),
             version=lambda: version_of(f"volary-{row.name}"),
+            engine=lambda: engine_of(self._data_dir(row, instance or "0")),
         )
 
     def environment(self, row: Row, ports: Mapping[str, int], instance: str) -> dict[str, str]:
         """Return the settings of a service as environment; raises ConfigurationError."""
-        folder = self.folder.service(row.name)
         offered: dict[str, object] = {
             "port": ports[DATA],
             "control_port": ports[CONTROL],
@@ -102,7 +103,7 @@ class Surroundings:
             "envoy_credential_file": self.folder.envoy_credential,
             "envoy_listen": self.edge,
             "envoy_admin": self.edge_admin,
-            "data_dir": folder if instance == "0" else folder / instance,
+            "data_dir": self._data_dir(row, instance),
             "instance": instance,
             "failpoints": self.has_failpoints,
         }
@@ -119,6 +120,10 @@ class Surroundings:
             env=environment | mark(self.folder.root),
         )
 
+    def _data_dir(self, row: Row, instance: str) -> Path:
+        folder = self.folder.service(row.name)
+        return folder if instance == "0" else folder / instance
+
     def _probe(self, row: Row, ports: Mapping[str, int]) -> Callable[[], Awaitable[bool]]:
         if row.kind is Kind.WORKER:
             return WorkerProbe(self.temporal, f"volary-{row.name}")
@@ -129,6 +134,14 @@ class Surroundings:
         fields = declared.settings_type(row.name).model_fields
         is_worker_data = row.kind is Kind.WORKER and use == DATA
         return not is_worker_data and (use != CONTROL or "control_port" in fields)
+
+
+def engine_of(data_dir: Path) -> str:
+    """Return which engine a replica runs, as it wrote down at its start; empty for one of one."""
+    try:
+        return (data_dir / "engine").read_text().strip()
+    except OSError:
+        return ""
 
 
 def version_of(distribution: str) -> str:

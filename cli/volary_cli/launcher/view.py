@@ -44,7 +44,7 @@ def _cells(row: dict[str, Any], seconds: float | None) -> list[str]:
         f"[{COLOURS[health]}]{MARKS[health]} {health}[/]",
         f"127.0.0.1:{port}" if port else "",
         str(row["pid"] or ""),
-        row["version"],
+        f"{row['version']} {row.get('engine', '')}".strip(),
         str(row["restarts"] or ""),
         "" if seconds is None else f"{seconds:.1f} s",
     ]

@@ -23,7 +23,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from volary_kit.calls import Call
 from volary_kit.errors import VolaryError
 from volary_kit.telemetry import names, recording
-from volary_kit.telemetry.export import BoundedExport, otlp_exporter
+from volary_kit.telemetry.export import DROPPED, BoundedExport, forward, otlp_exporter
+from volary_kit.telemetry.otlp import OtlpExporter, resource_of
 from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
@@ -114,6 +115,7 @@ class Telemetry:
         recorder = Recorder(resource, TRACER, is_sampling=exporter is not None)
         self._maker = _Maker(recorder, self.provider.get_tracer(TRACER), replay_safe=replay_safe)
         _recorders[self.provider] = self._maker
+        self._exporter = exporter if isinstance(exporter, OtlpExporter) else None
         if exporter is not None:
             self.add_processor(BoundedExport(exporter))
 
@@ -159,6 +161,19 @@ class Telemetry:
         )
         headers = recording.written(inner.get_span_context())
         return Span(inner, is_current=False), headers
+
+    @property
+    def resource(self) -> bytes | None:
+        """The serialized OTLP `Resource` of this process's spans, None when none leave it."""
+        if self._exporter is None:
+            return None
+        return resource_of(self.provider.resource).SerializeToString()
+
+    def forward(self, request: bytes, spans: int, dropped: int = 0) -> None:
+        """Export spans that an engine of another language encoded, and count what it dropped."""
+        DROPPED.inc(dropped)
+        if self._exporter is not None and spans:
+            forward(self._exporter, request, spans)
 
     def close(self) -> None:
         """Export what is queued, within two seconds, and stop."""

@@ -48,6 +48,7 @@ class OtlpExporter(SpanExporter):
             request_serializer=trace_pb2.ExportTraceServiceRequest.SerializeToString,
             response_deserializer=trace_pb2.ExportTraceServiceResponse.FromString,
         )
+        self._forward: Any = self._channel.unary_unary(EXPORT)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send one batch; a collector that does not take it is a failure, not an exception."""
@@ -56,6 +57,14 @@ class OtlpExporter(SpanExporter):
         except grpc.RpcError:
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
+
+    def forward(self, request: bytes) -> bool:
+        """Send a serialized `ExportTraceServiceRequest`; say whether the collector took it."""
+        try:
+            self._forward(request, timeout=self._timeout_s)
+        except grpc.RpcError:
+            return False
+        return True
 
     def shutdown(self) -> None:
         """Close the connection."""
@@ -120,6 +129,11 @@ def _link(link: Link) -> trace_pb2.SpanLink:
         attributes=_attributes(link.attributes or {}),
         flags=int(link.context.trace_flags),
     )
+
+
+def resource_of(resource: Resource) -> trace_pb2.Resource:
+    """Return the message of what the spans are of."""
+    return trace_pb2.Resource(attributes=_attributes(resource.attributes))
 
 
 def _trace_id(number: int) -> bytes:

@@ -25,7 +25,7 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the engine."""
         seen = [
-            (_labels(version), version.serving.statistics.snapshot())
+            (_labels(version), version.serving.snapshot())
             for version in self._versions.all()
             if version.serving is not None
         ]

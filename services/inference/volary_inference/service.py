@@ -8,17 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-import redis
 from inference import grpc_service_pb2_grpc
 from volary.inference.v1 import control_service_pb2_grpc, prediction_service_pb2_grpc
 from volary_kit.errors import VolaryError
 from volary_kit.registration import Servicer
 from volary_kit.resources import Resources
-from volary_kit.server import AioServer, SyncServer
+from volary_kit.server import AioServer
 from volary_kit.service import Service
 from volary_kit.statuses import ERRORS, code_of
 
-from volary_inference.domain.batching import BatchPolicy
+from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.engine import Engine, PythonEngine
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
@@ -31,20 +30,25 @@ from volary_inference.lifecycle.attachment import Attachment, Reporter
 from volary_inference.lifecycle.crashes import Crashes, RunJournal
 from volary_inference.lifecycle.desired import Desired, DesiredFile
 from volary_inference.lifecycle.keeper import Keeper
-from volary_inference.lifecycle.loading import Loader
 from volary_inference.lifecycle.packages import RegistryPackages
 from volary_inference.lifecycle.repository import Repository
 from volary_inference.lifecycle.residence import Residence
 from volary_inference.lifecycle.trial import Limits, Trials
 from volary_inference.measures import EngineCollector
+from volary_inference.native.composition import (
+    DataListener,
+    NativeEngine,
+    chosen,
+    engine_name,
+    loader_of,
+)
 from volary_inference.settings import InferenceSettings
 from volary_inference.shared_memory import Regions
-from volary_inference.stream import PredictionStream
+from volary_inference.stream import PredictionStream, redis_client
 
 log = logging.getLogger(__name__)
 Kit = Resources[InferenceSettings]
 FLUSH_S = 5.0
-REDIS_TIMEOUT_S = 2.0
 
 
 @asynccontextmanager
@@ -57,20 +61,24 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
         versions, ring, kit.clock, failpoints, error_of=injected_error, code_of=code_of
     )
     is_breakable = with_failpoints or settings.failpoints
-    handler = control.ControlHandler(versions, ring, failpoints if is_breakable else None)
+    native = chosen(kit, ring)
+    armable = failpoints if is_breakable else None
+    handler = control.ControlHandler(versions, ring, armable, engine_name(native))
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
-    keeper = _keeper(kit, versions, journal)
+    keeper = _keeper(kit, versions, journal, native)
     regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
     repository = Repository(keeper, versions, asyncio.get_running_loop())
     extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
-    data = _data_server(kit, engine, versions, extensions)
-    attachment = _attachment(kit, data, versions, keeper, file)
+    data = _data_server(kit, engine, versions, extensions, native)
+    attachment = _attachment(kit, data, versions, keeper, file, engine_name(native))
     keeper.on_change(attachment.wake)
     _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
     collector = EngineCollector(versions, ring)
     kit.registry.register(collector)
     stream = _stream(settings, ring)
+    if native is not None:
+        native.start(versions, failpoints)
     try:
         yield Service(
             readiness=[keeper.is_warm],
@@ -79,6 +87,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
         )
     finally:
         await keeper.close()
+        if native is not None:
+            await asyncio.to_thread(native.close, FLUSH_S)
         journal.close()
         if regions is not None:
             regions.close()
@@ -87,7 +97,9 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
         kit.registry.unregister(collector)
 
 
-def _keeper(kit: Kit, versions: Versions, journal: RunJournal) -> Keeper:
+def _keeper(
+    kit: Kit, versions: Versions, journal: RunJournal, native: NativeEngine | None
+) -> Keeper:
     """Accuse what ran when the process before crashed, then begin a journal of this one's runs."""
     settings = kit.settings
     crashes = Crashes(settings.data_dir / f"running-{settings.instance}")
@@ -100,7 +112,8 @@ def _keeper(kit: Kit, versions: Versions, journal: RunJournal) -> Keeper:
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
     residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
-    loader = Loader(_batch_policy(settings), kit.clock, journal, residence)
+    plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
+    loader = loader_of(kit, native, journal, residence, plans)
     return Keeper(versions, packages, loader, trials, kit.clock)
 
 
@@ -109,7 +122,12 @@ def _is_in_production(versions: Versions, key: VersionKey) -> bool:
 
 
 def _attachment(
-    kit: Kit, data: SyncServer, versions: Versions, keeper: Keeper, file: DesiredFile
+    kit: Kit,
+    data: DataListener,
+    versions: Versions,
+    keeper: Keeper,
+    file: DesiredFile,
+    engine: str,
 ) -> Attachment:
     reporter = Reporter(
         replica_id=f"inference-{kit.settings.instance}",
@@ -117,6 +135,7 @@ def _attachment(
         versions=versions,
         keeper=keeper,
         health=kit.health,
+        engine=engine,
     )
     return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health)
 
@@ -136,8 +155,12 @@ def _remember(keeper: Keeper, file: DesiredFile, *, is_alone: bool) -> None:
 
 
 def _data_server(
-    kit: Kit, engine: Engine, versions: Versions, extensions: V2Extensions
-) -> SyncServer:
+    kit: Kit,
+    engine: Engine,
+    versions: Versions,
+    extensions: V2Extensions,
+    native: NativeEngine | None,
+) -> DataListener:
     settings = kit.settings
     infer = ExtendedV2Handler(
         engine, versions, lambda: kit.health.is_ready, settings.stream_message_timeout_s
@@ -155,9 +178,14 @@ def _data_server(
             prediction.SERVICE,
         ),
     ]
-    return kit.sync_server(
-        servicers, port=settings.port, threads=settings.threads, streams=settings.streams
+    server = kit.sync_server(
+        servicers,
+        port=settings.port,
+        threads=settings.threads,
+        streams=settings.streams,
+        address=None if native is None else native.address,
     )
+    return server if native is None else native.listener(server)
 
 
 def _control_server(kit: Kit, handler: control.ControlHandler) -> AioServer:
@@ -166,20 +194,9 @@ def _control_server(kit: Kit, handler: control.ControlHandler) -> AioServer:
     return kit.aio_server([servicer], port=kit.settings.control_port)
 
 
-def _batch_policy(settings: InferenceSettings) -> BatchPolicy:
-    return BatchPolicy(
-        max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / 1_000_000
-    )
-
-
 def _stream(settings: InferenceSettings, ring: EventRing) -> PredictionStream | None:
     if settings.redis_url is None:
         return None
-    client = redis.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-    )
-    stream = PredictionStream(ring, client)
+    stream = PredictionStream(ring, redis_client(settings.redis_url))
     stream.start()
     return stream

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from volary_kit.settings import ServiceSettings
 
@@ -11,11 +13,14 @@ class InferenceSettings(ServiceSettings, service="inference"):
 
     `instance` names the replica, stable over its restarts. `address` is what others reach the
     data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
+    `engine` says who answers on `port`: `python`, `native` (an error where it is not built), or
+    `auto`, which is `python` today.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)
     address: str | None = None
     failpoints: bool = False
+    engine: Literal["auto", "native", "python"] = "auto"
     threads: int = Field(default=64, ge=1, le=1_024)
     streams: int = Field(default=32, ge=1, le=1_024)
     max_batch_rows: int = Field(default=64, ge=1, le=4_096)
@@ -29,6 +34,8 @@ class InferenceSettings(ServiceSettings, service="inference"):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{2,62}$"
     )
 
+    # run graphs on TensorRT; a version that cannot be is refused, never run elsewhere instead
+    tensorrt: bool = False
     # of the child process in which an artifact is loaded for the first time
     trial_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     trial_timeout_s: float = Field(default=120.0, gt=0)

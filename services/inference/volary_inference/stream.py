@@ -21,6 +21,14 @@ BATCH = 256
 WAIT_S = 1.0
 RETRY_S = (0.05, 2.0)
 LINGER_S = 0.02  # a round trip costs the same for one event as for many
+REDIS_TIMEOUT_S = 2.0
+
+
+def redis_client(url: str) -> redis.Redis:
+    """Return a client that gives up in time to be asked again."""
+    return redis.Redis.from_url(
+        url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
 
 
 class PredictionStream:

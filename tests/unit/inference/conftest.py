@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from tests.native import ENGINES, require
+
 from .peers import Keys, Peers
 from .replica import Replica
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which engine answers on the data port: every test of a replica runs on each."""
+    require(request.param)
+    return request.param
 
 
 @pytest.fixture
@@ -25,9 +34,9 @@ async def peers(keys: Keys) -> AsyncIterator[Peers]:
 
 @pytest.fixture
 async def replica(
-    tmp_path: Path, keys: Keys, peers: Peers, redis: Redis, redis_url: str
+    tmp_path: Path, keys: Keys, peers: Peers, redis: Redis, redis_url: str, engine: str
 ) -> AsyncIterator[Replica]:
     """A replica that is not started yet; its Redis is empty."""
-    replica = Replica(tmp_path, keys, peers, redis_url)
+    replica = Replica(tmp_path, keys, peers, redis_url, engine)
     yield replica
     replica.close()

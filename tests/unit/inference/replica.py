@@ -29,8 +29,16 @@ ONCE = Retry(attempts=1)
 class Replica:
     """One `python -m volary_inference`; `data_dir` outlives a restart."""
 
-    def __init__(self, folder: Path, keys: Keys, peers: Peers, redis_url: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keys: Keys,
+        peers: Peers,
+        redis_url: str | None,
+        engine: str = "python",
+    ) -> None:
         self.keys = keys
+        self.engine = engine
         self.port = self.control_port = 0
         self._arguments: tuple[str, ...] = ()
         self.data_dir = folder / "data"
@@ -43,6 +51,7 @@ class Replica:
             "VOLARY_INFERENCE_REGISTRY_ADDRESS": peers.address,
             "VOLARY_INFERENCE_FEATURES_ADDRESS": peers.address,
             "VOLARY_INFERENCE_DRAIN_DELAY_S": "0.2",
+            "VOLARY_INFERENCE_ENGINE": engine,
         }
         if redis_url is not None:
             self._environment["VOLARY_INFERENCE_REDIS_URL"] = redis_url

@@ -39,7 +39,7 @@ async def module_peers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 
 @pytest.fixture(scope="module")
 async def serving(
-    module_peers: Peers, tmp_path_factory: pytest.TempPathFactory, redis_url: str
+    module_peers: Peers, tmp_path_factory: pytest.TempPathFactory, redis_url: str, engine: str
 ) -> AsyncIterator[Replica]:
     """One replica with versions 1 (production), 2 and 3 (by entity) of `m`, and two more models."""
     peers = module_peers
@@ -79,7 +79,7 @@ async def serving(
         peers.registry.add(1, graphs.gather(), model="lookup", production=True),
         peers.registry.add(1, graphs.square_root(), model="root", production=True),
     )
-    replica = Replica(tmp_path_factory.mktemp("replica"), peers.keys, peers, redis_url)
+    replica = Replica(tmp_path_factory.mktemp("replica"), peers.keys, peers, redis_url, engine)
     replica.start("--failpoints")
     await replica.ready()
     yield replica
@@ -413,4 +413,4 @@ async def test_the_control_port_takes_service_tokens_only(serving: Replica) -> N
         ("m", 3),
         ("root", 1),
     ]
-    assert listed.engine == "python"
+    assert listed.engine == serving.engine

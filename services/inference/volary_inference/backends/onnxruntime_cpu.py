@@ -42,6 +42,8 @@ class OnnxGraph:
     onnxruntime's strings are UTF-8 text: a BYTES input that is not is refused.
     """
 
+    backend, platform = BACKEND, PLATFORM
+
     def __init__(self, data: bytes) -> None:
         check_graph(data)
         try:

@@ -53,6 +53,11 @@ class EventRing:
         """True once no record comes any more."""
         return self._is_closed
 
+    def add_dropped(self, count: int) -> None:
+        """Count records that another engine had no room for."""
+        with self._changed:
+            self._dropped += count
+
     def offer(self, record: PredictionRecord) -> bool:
         """Add a record without ever waiting; say whether there was room."""
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from volary_inference.domain.predictions import VersionKey
@@ -48,11 +49,21 @@ class Failpoints:
         self._lock = threading.Lock()
         self._armed: dict[str, Failpoint] = {}
         self._draw = draw or random.Random()  # noqa: S311 - chooses calls, guards nothing
+        self._changed: Callable[[], None] = lambda: None
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change, in the thread that made it."""
+        self._changed = changed
+
+    def hits(self, key: VersionKey) -> bool:
+        """Say whether a fault is armed for a version."""
+        return any(failpoint.hits(key) for failpoint in self._armed.values())
 
     def arm(self, failpoint: Failpoint) -> None:
         """Add a fault; it replaces one of the same id."""
         with self._lock:
             self._armed = {**self._armed, failpoint.id: failpoint}
+        self._changed()
 
     def disarm(self, failpoint_id: str) -> int:
         """Remove a fault, or all when the id is empty; return how many were there."""
@@ -60,7 +71,8 @@ class Failpoints:
             before = len(self._armed)
             kept = {k: v for k, v in self._armed.items() if failpoint_id and k != failpoint_id}
             self._armed = kept
-            return before - len(kept)
+        self._changed()
+        return before - len(kept)
 
     def fault_of(self, key: VersionKey) -> Fault:
         """Draw what happens to one call of a version."""

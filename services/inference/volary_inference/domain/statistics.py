@@ -21,6 +21,9 @@ class Total:
         self.count += 1
         self.seconds += seconds
 
+    def __add__(self, other: Total) -> Total:
+        return Total(self.count + other.count, self.seconds + other.seconds)
+
     def copy(self) -> Total:
         """Return the same numbers, which no longer change."""
         return Total(self.count, self.seconds)
@@ -28,7 +31,10 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The statistics of one instant."""
+    """The statistics of one instant.
+
+    `recent_queue_s` is the moving mean of the time that calls wait for a batch.
+    """
 
     success: Total
     failure: Total
@@ -39,6 +45,27 @@ class Snapshot:
     by_batch_size: dict[int, Total]
     closings: dict[str, int]
     dropped: dict[str, int]
+    recent_queue_s: float = 0.0
+
+
+def added(one: Snapshot, other: Snapshot) -> Snapshot:
+    """Return the counters of two engines of one version together."""
+    sizes = {
+        size: one.by_batch_size.get(size, Total()) + other.by_batch_size.get(size, Total())
+        for size in one.by_batch_size.keys() | other.by_batch_size.keys()
+    }
+    return Snapshot(
+        success=one.success + other.success,
+        failure=one.failure + other.failure,
+        queue=one.queue + other.queue,
+        run=one.run + other.run,
+        rows=one.rows + other.rows,
+        last_us=max(one.last_us, other.last_us),
+        by_batch_size=sizes,
+        closings=dict(Counter(one.closings) + Counter(other.closings)),
+        dropped=dict(Counter(one.dropped) + Counter(other.dropped)),
+        recent_queue_s=max(one.recent_queue_s, other.recent_queue_s),
+    )
 
 
 @dataclass
@@ -83,11 +110,6 @@ class Statistics:
         with self._lock:
             self._failure.add(elapsed_s)
 
-    @property
-    def recent_queue_s(self) -> float:
-        """Moving mean of the time that calls wait for a batch."""
-        return self._recent_queue_s
-
     def snapshot(self) -> Snapshot:
         """Return the counters as they are now."""
         with self._lock:
@@ -101,4 +123,5 @@ class Statistics:
                 by_batch_size={size: each.copy() for size, each in self._by_batch_size.items()},
                 closings=dict(self._closings),
                 dropped=dict(self._dropped),
+                recent_queue_s=self._recent_queue_s,
             )

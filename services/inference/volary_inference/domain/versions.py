@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Protocol
 
 from volary_kit.errors import FailedPrecondition, NotFound, Unavailable
 
@@ -13,7 +14,7 @@ from volary_inference.domain.batching import Batcher
 from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import ModelKey, VersionKey
 from volary_inference.domain.signatures import Signature
-from volary_inference.domain.statistics import Statistics
+from volary_inference.domain.statistics import Snapshot, Statistics, added
 
 RETRY_AFTER_S = 0.1
 
@@ -28,9 +29,21 @@ class State(StrEnum):
     FAILED = "FAILED"
 
 
+class Twin(Protocol):
+    """The same version in the native engine, with a queue and counters of its own."""
+
+    def close(self, timeout_s: float) -> bool:
+        """Take no more, answer what is queued; say whether all was answered in time."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Return its counters as they are now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Serving:
-    """What a loaded version runs with."""
+    """What a loaded version runs with; `twin` is there when the native engine runs it too."""
 
     signature: Signature
     batcher: Batcher
@@ -39,6 +52,17 @@ class Serving:
     platform: str
     guard: Guard = field(default_factory=Guard)
     release: Callable[[], None] = lambda: None  # once it runs no more
+    twin: Twin | None = None
+
+    def close(self, timeout_s: float) -> bool:
+        """Answer what is queued, in every engine; say whether all was answered in time."""
+        is_twin_done = self.twin is None or self.twin.close(timeout_s)
+        return self.batcher.close(timeout_s) and is_twin_done
+
+    def snapshot(self) -> Snapshot:
+        """Return the counters of every engine together."""
+        own = self.statistics.snapshot()
+        return own if self.twin is None else added(own, self.twin.snapshot())
 
 
 @dataclass(frozen=True)
@@ -76,23 +100,31 @@ class Versions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._table = _Table()
+        self._changed: Callable[[], None] = lambda: None
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after every change, in the thread that made it."""
+        self._changed = changed
 
     def put(self, version: Version) -> None:
         """Add a version or replace what is known of it."""
         with self._lock:
             versions = {**self._table.versions, version.key: version}
             self._table = replace(self._table, versions=versions)
+        self._changed()
 
     def remove(self, key: VersionKey) -> None:
         """Forget a version."""
         with self._lock:
             versions = {k: v for k, v in self._table.versions.items() if k != key}
             self._table = replace(self._table, versions=versions)
+        self._changed()
 
     def set_production(self, production: Mapping[ModelKey, int]) -> None:
         """Say which version of each model a call without any gets."""
         with self._lock:
             self._table = replace(self._table, production=dict(production))
+        self._changed()
 
     def all(self) -> list[Version]:
         """Return every version, in order of project, model, number."""
@@ -136,6 +168,10 @@ class Versions:
     def production_of(self, model: ModelKey) -> int | None:
         """Return the number of a model's production version, None when it has none."""
         return self._table.production.get(model)
+
+    def production(self) -> Mapping[ModelKey, int]:
+        """Return the production version of every model that has one."""
+        return self._table.production
 
     def _require_production(self, table: _Table, model: ModelKey) -> int:
         number = table.production.get(model)

@@ -54,8 +54,8 @@ def warm(
         if golden is not None:
             check_golden(runner, golden)
         times = RunTimes()
-        for rows in _buckets(max_rows) if signature.is_batched else iter((1,)):
-            feeds = _feeds(signature, rows, golden)
+        for rows in batch_sizes(signature, max_rows):
+            feeds = feeds_of(signature, rows, golden)
             runner.run(feeds)  # the first run of a size reserves memory; the second is typical
             began_s = clock.monotonic_s()
             runner.run(feeds)
@@ -101,7 +101,13 @@ def _arrays(rows: object, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray
     return arrays
 
 
-def _buckets(max_rows: int) -> Iterator[int]:
+def batch_sizes(signature: Signature, max_rows: int) -> Iterator[int]:
+    """Return the batch sizes that a version is warmed with."""
+    return buckets(max_rows) if signature.is_batched else iter((1,))
+
+
+def buckets(max_rows: int) -> Iterator[int]:
+    """Yield the batch sizes that are run before a version is ready: powers of two, and the most."""
     rows = 1
     while rows < max_rows:
         yield rows
@@ -109,7 +115,8 @@ def _buckets(max_rows: int) -> Iterator[int]:
     yield max_rows
 
 
-def _feeds(signature: Signature, rows: int, golden: GoldenRows | None) -> dict[str, np.ndarray]:
+def feeds_of(signature: Signature, rows: int, golden: GoldenRows | None) -> dict[str, np.ndarray]:
+    """Return inputs of so many rows: the golden ones over and over, zeros without."""
     if golden is not None and golden.inputs.keys() == {spec.name for spec in signature.inputs}:
         return {name: _repeated(array, rows) for name, array in golden.inputs.items()}
     return {spec.name: _zeros(spec, rows) for spec in signature.inputs}

@@ -13,7 +13,7 @@ from volary_kit.timestamps import MICROS, duration_us
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoint, Failpoints
 from volary_inference.domain.versions import Versions
-from volary_inference.lifecycle.attachment import ENGINE, loaded_version
+from volary_inference.lifecycle.attachment import loaded_version
 
 SERVICE = "volary.inference.v1.ControlService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -22,7 +22,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ControlHandler(rpc.ControlServiceServicer):
     """Shows what is loaded; arms failpoints where the process was started for that."""
 
-    def __init__(self, versions: Versions, ring: EventRing, failpoints: Failpoints | None) -> None:
+    def __init__(
+        self, versions: Versions, ring: EventRing, failpoints: Failpoints | None, engine: str
+    ) -> None:
+        self._engine = engine
         self._versions = versions
         self._ring = ring
         self._failpoints = failpoints
@@ -32,7 +35,7 @@ class ControlHandler(rpc.ControlServiceServicer):
     ) -> pb.ListVersionsResponse:
         return pb.ListVersionsResponse(
             versions=[loaded_version(version) for version in self._versions.all()],
-            engine=ENGINE,
+            engine=self._engine,
             dropped_events=self._ring.dropped,
         )
 

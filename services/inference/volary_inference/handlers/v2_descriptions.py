@@ -68,7 +68,7 @@ def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
 
 def statistics_of(version: Version, serving: Serving) -> pb.ModelStatistics:
     """Return what a version did since it was loaded."""
-    seen = serving.statistics.snapshot()
+    seen = serving.snapshot()
     return pb.ModelStatistics(
         name=version.key.model,
         version=str(version.key.version),

@@ -20,7 +20,6 @@ from volary_inference.lifecycle.desired import Desired, DesiredFile, DesiredVers
 from volary_inference.lifecycle.keeper import Keeper
 
 log = logging.getLogger(__name__)
-ENGINE = "python"
 DEFAULT_LEASE_S = 5.0
 REPORTS_A_LEASE = 3  # two may be lost before the lease ends
 RECONNECT_S = (0.1, 2.0)
@@ -43,6 +42,7 @@ class Reporter:
         versions: Versions,
         keeper: Keeper,
         health: Health,
+        engine: str,
     ) -> None:
         self._replica_id = replica_id
         self._incarnation = uuid.uuid4().hex
@@ -50,6 +50,7 @@ class Reporter:
         self._versions = versions
         self._keeper = keeper
         self._health = health
+        self._engine = engine
 
     def report(self) -> replica_service_pb2.AttachRequest:
         """Return the state as it is now."""
@@ -61,7 +62,7 @@ class Reporter:
             revision=self._keeper.revision,
             versions=[loaded_version(version) for version in versions],
             draining=self._health.is_draining,
-            engine=ENGINE,
+            engine=self._engine,
             queue_time=duration_from_us(int(_queue_s(versions) * MICROS)),
         )
 
@@ -156,6 +157,6 @@ def loaded_version(version: Version) -> replica_pb2.LoadedVersion:
 def _queue_s(versions: Iterable[Version]) -> float:
     """Return the longest of the versions' mean queue times: what scaling looks at."""
     return max(
-        (v.serving.statistics.recent_queue_s for v in versions if v.serving is not None),
+        (v.serving.snapshot().recent_queue_s for v in versions if v.serving is not None),
         default=0.0,
     )

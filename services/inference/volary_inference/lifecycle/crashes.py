@@ -95,6 +95,9 @@ class RunJournal:
     def open(self) -> None:
         """Begin anew, and have the fault handler leave its word beside the journal."""
         size = MAX_SLOTS * (DIGEST_BYTES + 1)
+        for path in (self._path, self._word):
+            # new files: a process that is not quite gone yet still has the old ones mapped
+            path.unlink(missing_ok=True)
         self._file = self._path.open("w+b")
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)

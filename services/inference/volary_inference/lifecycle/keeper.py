@@ -133,7 +133,7 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         servings = [v.serving for v in self._versions.all() if v.serving is not None]
-        await asyncio.gather(*(asyncio.to_thread(s.batcher.close, DRAIN_S) for s in servings))
+        await asyncio.gather(*(asyncio.to_thread(s.close, DRAIN_S) for s in servings))
 
     def _begin(self, key: VersionKey, work: Work) -> None:
         """Start the one task of a version in place of the one before."""
@@ -206,7 +206,7 @@ class Keeper:
         version = self._versions.find(key)
         if version is not None and version.serving is not None:
             self._put(replace(version, state=State.DRAINING))
-            if await asyncio.to_thread(version.serving.batcher.close, DRAIN_S):
+            if await asyncio.to_thread(version.serving.close, DRAIN_S):
                 version.serving.release()
         return version
 

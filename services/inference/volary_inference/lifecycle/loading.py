@@ -11,7 +11,13 @@ from volary_kit.clock import Clock
 from volary_kit.documents import check_data
 from volary_kit.serving import Serving as Declared
 
-from volary_inference.backends.onnxruntime_cpu import BACKEND, PLATFORM, OnnxGraph
+from volary_inference.backends.onnxruntime_cpu import OnnxGraph
+from volary_inference.backends.tensorrt import (
+    Bindings,
+    PlanCache,
+    TensorRtGraph,
+    require_agreement,
+)
 from volary_inference.domain.batching import Arrays, Batcher, BatchPolicy, Runner
 from volary_inference.domain.decisions import Calibration
 from volary_inference.domain.guarding import Guard, guard_of
@@ -19,10 +25,12 @@ from volary_inference.domain.predictions import VersionKey
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
 from volary_inference.domain.versions import Serving
-from volary_inference.domain.warming import GoldenRows, warm
+from volary_inference.domain.warming import GoldenRows, buckets, warm
 from volary_inference.lifecycle.crashes import RunJournal, Slot
 from volary_inference.lifecycle.package import Package, Reading
 from volary_inference.lifecycle.residence import Residence
+
+Graph = OnnxGraph | TensorRtGraph
 
 
 class Loader:
@@ -34,11 +42,14 @@ class Loader:
         clock: Clock,
         journal: RunJournal | None = None,
         residence: Residence | None = None,
+        plans: PlanCache | None = None,
     ) -> None:
+        """`plans` says that graphs run on TensorRT, and where its engines are kept."""
         self._policy = policy
         self._clock = clock
         self._journal = journal
         self._residence = residence
+        self._plans = plans
 
     @contextmanager
     def noted(self, digest: str) -> Iterator[Slot]:
@@ -51,22 +62,31 @@ class Loader:
             self._release(slot)
             raise
 
-    def open(self, package: Package) -> OnnxGraph:
-        """Check and load the graph; raise InvalidArgument `ARTIFACT_REFUSED`."""
-        return OnnxGraph(package.graph)
+    def open(self, package: Package) -> Graph:
+        """Check and load the graph; raise InvalidArgument `ARTIFACT_REFUSED`.
 
-    def warm(self, graph: OnnxGraph, package: Package) -> RunTimes:
+        On TensorRT also FailedPrecondition `TENSORRT_UNAVAILABLE`, `_UNSUPPORTED`, `_REFUSED`.
+        """
+        if self._plans is None:
+            return OnnxGraph(package.graph)
+        sizes = tuple(buckets(self._policy.max_rows))
+        digest = package.description.digest
+        return TensorRtGraph(package.graph, digest, sizes, self._plans, Bindings.found())
+
+    def warm(self, graph: Graph, package: Package) -> RunTimes:
         """Run the golden rows and every batch size once; return how long each took.
 
-        Raises FailedPrecondition `GOLDEN_MISMATCH` or `WARM_UP_FAILED`, InvalidArgument
-        `GOLDEN_ROWS_INVALID`.
+        Raises FailedPrecondition `GOLDEN_MISMATCH`, `TENSORRT_DISAGREES` or `WARM_UP_FAILED`,
+        InvalidArgument `GOLDEN_ROWS_INVALID`.
         """
         golden = None
         if package.golden is not None:
             golden = GoldenRows.from_document(package.golden, graph.signature)
+        if golden is not None and isinstance(graph, TensorRtGraph):
+            require_agreement(graph, golden.inputs, golden.tolerance)
         return warm(graph, graph.signature, self._policy.max_rows, self._clock, golden)
 
-    def guard(self, graph: OnnxGraph, package: Package) -> Guard:
+    def guard(self, graph: Graph, package: Package) -> Guard:
         """Build what stands around the graph; raise InvalidArgument where it does not fit."""
         declared = check_data(Declared, package.serving or {}, "serving")
         guard = guard_of(declared, graph.signature, self._clock)
@@ -80,16 +100,16 @@ class Loader:
     def serve(
         self,
         key: VersionKey,
-        graph: OnnxGraph,
+        graph: Graph,
         run_times: RunTimes,
-        guard: Guard,
+        guard: Guard | None = None,
         slot: Slot | None = None,
         reading: Reading | None = None,
     ) -> Serving:
         """Start the batching thread of a warm graph; `reading` gives its bytes once more."""
         slot = slot or Slot(None, 0)
         held: Runner = graph
-        if self._residence is not None and reading is not None:
+        if self._residence is not None and reading is not None and self._plans is None:
             held = self._residence.hold(key, graph, reading.size, lambda: OnnxGraph(reading.read()))
         statistics = Statistics()
         batcher = Batcher(
@@ -102,7 +122,15 @@ class Loader:
             run_times=run_times,
         )
         release = partial(self._released, key, slot)
-        return Serving(graph.signature, batcher, statistics, BACKEND, PLATFORM, guard, release)
+        return Serving(
+            graph.signature,
+            batcher,
+            statistics,
+            graph.backend,
+            graph.platform,
+            guard or Guard(),
+            release,
+        )
 
     def _released(self, key: VersionKey, slot: Slot) -> None:
         self._release(slot)

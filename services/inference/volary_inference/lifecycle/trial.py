@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -60,8 +61,7 @@ class Trials:
         if self._crashes.is_tried(digest):
             return
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                code, said = await self._run(package)
+            code, said = await self._run(package)
         except TimeoutError:
             self._count(digest, "TRIAL_TIMED_OUT", "its first load did not end")
         else:
@@ -97,30 +97,36 @@ class Trials:
         raise Aborted(reason, text)
 
     async def _run(self, package: Package) -> tuple[int, bytes]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            CHILD,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", ""), "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
         order = {
             "memory_bytes": self._limits.memory_bytes,
             "cpu_s": max(1, round(self._limits.timeout_s)),
             "max_rows": self._max_rows,
             "golden": package.golden,
         }
+        given = json.dumps(order).encode() + WORD + package.graph
+        child = await asyncio.to_thread(_child)
         try:
-            given = json.dumps(order).encode() + WORD + package.graph
-            said, _ = await process.communicate(given)
+            said, _ = await asyncio.to_thread(child.communicate, given, self._limits.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
         finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        return process.returncode or 0, said.rstrip()
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        return child.returncode, said.rstrip()
+
+
+def _child() -> subprocess.Popen[bytes]:
+    # Python's own Popen starts it by vfork: the event loop's would fork, and gRPC's fork handlers
+    # do not work in a process whose other threads serve calls
+    return subprocess.Popen(
+        [sys.executable, "-m", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ.get("PATH", ""), "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
 
 
 def _ending(code: int) -> str:

@@ -1,0 +1,472 @@
+//! A call from its headers to its reply, in the order of the kit's rules.
+//!
+//! What is valid is answered here. What is not, and what this engine has no answer to, goes to
+//! the Python engine with every byte of it: there is one implementation of each refusal.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use prost::Message;
+
+use crate::contract::inference::{
+    ModelInferRequest, ModelReadyRequest, ModelReadyResponse, ServerLiveRequest,
+    ServerLiveResponse, ServerReadyRequest, ServerReadyResponse,
+};
+use crate::contract::volary::otlp::v1::SpanKind;
+use crate::contract::{Code, Refusal};
+use crate::infer::{self, Answered, Asked, Outcome};
+use crate::plane::{Loaded, Method, Plane};
+use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
+use crate::wire::{gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIMEOUT};
+
+const VERSION: HeaderName = HeaderName::from_static("volary-version");
+const TIER: HeaderName = HeaderName::from_static("volary-tier");
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+const MAX_KEY: usize = 128;
+const SERVING: i32 = 1;
+const NOT_SERVING: i32 = 2;
+
+/// Answer one call, whatever it is.
+pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let Some(method) = Method::of(parts.uri.path()) else {
+        return plane
+            .upstream
+            .answer(parts, Body::passing(Default::default(), Some(body)))
+            .await;
+    };
+    let call = Running::begin(plane, method, &parts.headers);
+    if let Some(refusal) = call.full() {
+        return call.refuse(&refusal, None);
+    }
+    let Some(deadline) = call.deadline(&parts.headers) else {
+        return call
+            .hand_over(parts, Body::passing(Default::default(), Some(body)))
+            .await;
+    };
+    let limit = call.plane.row(method).max_request_bytes;
+    let gathered = match tokio::time::timeout_at(deadline.into(), gather(body, limit)).await {
+        Err(_) => return call.refuse(&expired(method), None),
+        Ok(None) => return call.cancelled(),
+        Ok(Some(gathered)) => gathered,
+    };
+    match method {
+        Method::ModelInfer => infer(call, parts, gathered, deadline).await,
+        _ => probe(call, parts, gathered).await,
+    }
+}
+
+/// A call in flight; one that is dropped before its end was cancelled.
+struct Running {
+    plane: Arc<Plane>,
+    method: Method,
+    began: Instant,
+    began_ns: u64,
+    in_flight: usize,
+    origin: Origin,
+    asked: Option<Asked>,
+    is_cancelled: Arc<AtomicBool>,
+    is_over: bool,
+}
+
+impl Running {
+    fn begin(plane: Arc<Plane>, method: Method, headers: &HeaderMap) -> Self {
+        let in_flight = plane.enter();
+        let is_traced = plane.records.is_traced();
+        Running {
+            origin: origin_of(headers, is_traced),
+            plane,
+            method,
+            began: Instant::now(),
+            began_ns: if is_traced { now_ns() } else { 0 },
+            in_flight,
+            asked: None,
+            is_cancelled: Arc::default(),
+            is_over: false,
+        }
+    }
+
+    fn full(&self) -> Option<Refusal> {
+        let limit = self.plane.max_calls;
+        (self.in_flight > limit).then(|| {
+            let text = format!("{limit} calls are in flight, which is the limit");
+            Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", text)
+                .with("limit", limit)
+                .retry_after(RETRY_AFTER)
+        })
+    }
+
+    /// The deadline that holds; None when the caller's is malformed.
+    fn deadline(&self, headers: &HeaderMap) -> Option<Instant> {
+        let row = self.plane.row(self.method);
+        let asked = timeout_of(headers).ok()?;
+        let limit = asked.map_or(row.default_deadline, |asked| asked.min(row.max_deadline));
+        Some(self.began + limit)
+    }
+
+    async fn hand_over(mut self, mut parts: Parts, body: Body) -> Response<Body> {
+        self.leave();
+        // its time began here
+        if let Ok(Some(asked)) = timeout_of(&parts.headers) {
+            let left = timeout_header(self.began + asked, Instant::now());
+            parts.headers.insert(TIMEOUT, left);
+        }
+        self.plane.upstream.answer(parts, body).await
+    }
+
+    fn reply(
+        mut self,
+        message: &impl Message,
+        marks: &[(HeaderName, HeaderValue)],
+    ) -> Response<Body> {
+        let response = replied(message, marks);
+        self.end(Code::Ok, None, None);
+        response
+    }
+
+    fn refuse(mut self, refusal: &Refusal, loaded: Option<&Loaded>) -> Response<Body> {
+        let marks = loaded.map(|loaded| marks_of(loaded, "none"));
+        let response = refused(refusal, marks.as_ref().map_or(&[], |marks| &marks[..]));
+        self.end(refusal.code, Some(refusal.reason), None);
+        response
+    }
+
+    fn cancelled(mut self) -> Response<Body> {
+        self.end(Code::Cancelled, Some("CANCELLED"), None);
+        let refusal = Refusal::new(Code::Cancelled, "CANCELLED", "the caller went away");
+        refused(&refusal, &[])
+    }
+
+    fn leave(&mut self) {
+        self.is_over = true;
+        self.plane.leave();
+    }
+
+    /// Count the call, and leave its event and spans.
+    fn end(&mut self, code: Code, reason: Option<&'static str>, answered: Option<&Answered>) {
+        let took = self.began.elapsed();
+        self.leave();
+        self.plane.count(self.method, code, took);
+        if self.origin.trace.is_sampled {
+            self.leave_spans(code, reason, answered);
+        }
+        if let Some(asked) = self.asked.take() {
+            self.leave_event(asked, code, took, answered);
+        }
+    }
+
+    fn leave_event(&self, asked: Asked, code: Code, took: Duration, answered: Option<&Answered>) {
+        let mut statistics = asked.loaded.version.statistics();
+        match answered {
+            None => statistics.failure.add(took),
+            Some(answered) => {
+                let queued = answered.part.queued;
+                statistics.success.add(took);
+                statistics.queue.add(queued);
+                statistics.recent_queue_s +=
+                    0.05 * (queued.as_secs_f64() - statistics.recent_queue_s);
+                statistics.last_us = (now_ns() / 1_000) as i64;
+            }
+        }
+        drop(statistics);
+        if !self.plane.records.predictions.is_wanted() {
+            return;
+        }
+        let now_us = (now_ns() / 1_000) as i64;
+        let outputs = |answered: &Answered| -> Vec<_> {
+            let chosen = asked.outputs.iter().map(|index| {
+                let datatype = asked.loaded.version.outputs[*index].datatype;
+                (datatype, answered.part.outputs[*index].clone())
+            });
+            chosen.collect()
+        };
+        self.plane.records.predictions.offer(Prediction {
+            about: asked.loaded.about.clone(),
+            origin: self.origin.clone(),
+            tier: if answered.is_some() { "model" } else { "none" },
+            subject: asked.subject,
+            event_time_us: asked.event_time_us.unwrap_or(now_us),
+            replied_at_us: now_us,
+            outputs: answered.map_or_else(Vec::new, outputs),
+            features: asked.features,
+            confidence: answered.and_then(|answered| answered.confidence),
+            latency: took,
+            queued: answered.map_or(Duration::ZERO, |answered| answered.part.queued),
+            batch_size: answered.map_or(0, |answered| answered.part.batch_rows),
+            code: code as i32,
+        });
+    }
+
+    fn leave_spans(&self, code: Code, reason: Option<&'static str>, answered: Option<&Answered>) {
+        let path = self.method.path();
+        let ended_ns = now_ns();
+        let trace = &self.origin.trace;
+        if let Some(asked) = &self.asked {
+            let mut attributes = vec![
+                (
+                    "volary.model",
+                    Value::Text(asked.loaded.about.model.clone()),
+                ),
+                ("volary.version", Value::Number(asked.loaded.about.version)),
+                ("volary.shadow", Value::Flag(self.origin.is_shadow)),
+            ];
+            if let Some(answered) = answered {
+                let id = self.origin.prediction_id(asked.loaded.about.version);
+                let queued_us = answered.part.queued.as_micros() as i64;
+                attributes.extend([
+                    ("volary.prediction", Value::Text(id)),
+                    ("volary.tier", Value::Word("model")),
+                    (
+                        "volary.batch_rows",
+                        Value::Number(answered.part.batch_rows as i64),
+                    ),
+                    ("volary.queue_us", Value::Number(queued_us)),
+                ]);
+            }
+            self.plane.records.spans.offer(Span {
+                trace: Trace {
+                    span: fastrand::u64(1..),
+                    parent: trace.span,
+                    ..trace.clone()
+                },
+                name: "infer",
+                kind: SpanKind::Internal,
+                began_ns: asked.began_ns,
+                ended_ns,
+                code: if reason.is_some() { "UNKNOWN" } else { "OK" },
+                error: reason,
+                attributes,
+            });
+        }
+        self.plane.records.spans.offer(Span {
+            trace: trace.clone(),
+            name: &path[1..],
+            kind: SpanKind::Server,
+            began_ns: self.began_ns,
+            ended_ns,
+            code: code.name(),
+            error: reason,
+            attributes: vec![
+                ("rpc.system", Value::Word("grpc")),
+                ("rpc.method", Value::Word(path)),
+                (
+                    "volary.request_key",
+                    Value::Text(self.origin.request_key.clone()),
+                ),
+            ],
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.is_cancelled.store(true, Ordering::Relaxed);
+            self.end(Code::Cancelled, Some("CANCELLED"), None);
+        }
+    }
+}
+
+async fn infer(
+    mut call: Running,
+    parts: Parts,
+    gathered: Gathered,
+    deadline: Instant,
+) -> Response<Body> {
+    let principal = call
+        .plane
+        .principal_of(call.method, &parts.headers, call.began);
+    let plan = principal.and_then(|principal| {
+        let request = ModelInferRequest::decode(gathered.message.clone()?).ok()?;
+        let table = call.plane.table();
+        let header = text_of(&parts.headers, "volary-version");
+        let asked = infer::planned(&table, &principal.project, request, header)?;
+        Some(asked)
+    });
+    let Some((mut asked, inputs)) = plan else {
+        return call.hand_over(parts, gathered.again()).await;
+    };
+    asked.began_ns = if call.origin.trace.is_sampled {
+        now_ns()
+    } else {
+        0
+    };
+    let deadline = asked
+        .timeout
+        .map_or(deadline, |timeout| deadline.min(call.began + timeout));
+    let loaded = asked.loaded.clone();
+    call.asked = Some(asked);
+    let is_cancelled = call.is_cancelled.clone();
+    let outcome = infer::run(&loaded, inputs, deadline, is_cancelled).await;
+    match outcome {
+        Outcome::Part(part) => {
+            let asked = call.asked.take().expect("it was put there above");
+            let Some(answered) = infer::answered(&asked, part) else {
+                return call.hand_over(parts, gathered.again()).await;
+            };
+            let reply = infer::reply_of(&asked, &answered, &call.origin);
+            call.asked = Some(asked);
+            let response = replied(&reply, &marks_of(&loaded, "model"));
+            call.end(Code::Ok, None, Some(&answered));
+            response
+        }
+        Outcome::Refused(refusal) => call.refuse(&refusal, Some(&loaded)),
+        Outcome::NotHere => {
+            call.asked = None;
+            call.hand_over(parts, gathered.again()).await
+        }
+    }
+}
+
+async fn probe(call: Running, parts: Parts, gathered: Gathered) -> Response<Body> {
+    let message = gathered.message.clone();
+    let plane = call.plane.clone();
+    match call.method {
+        Method::ServerLive => {
+            if read::<ServerLiveRequest>(message).is_some() {
+                return call.reply(&ServerLiveResponse { live: true }, &[]);
+            }
+        }
+        Method::ServerReady => {
+            let ready = read::<ServerReadyRequest>(message).and_then(|_| plane.health_of(""));
+            if let Some(ready) = ready {
+                return call.reply(&ServerReadyResponse { ready }, &[]);
+            }
+        }
+        Method::HealthCheck => {
+            let status = read::<HealthCheckRequest>(message)
+                .and_then(|request| plane.health_of(&request.service));
+            if let Some(is_serving) = status {
+                let status = if is_serving { SERVING } else { NOT_SERVING };
+                return call.reply(&HealthCheckResponse { status }, &[]);
+            }
+        }
+        _ => {
+            if is_model_ready(&call, &parts.headers, message) {
+                return call.reply(&ModelReadyResponse { ready: true }, &[]);
+            }
+        }
+    }
+    call.hand_over(parts, gathered.again()).await
+}
+
+fn is_model_ready(call: &Running, headers: &HeaderMap, message: Option<bytes::Bytes>) -> bool {
+    let principal = call.plane.principal_of(call.method, headers, call.began);
+    let (Some(principal), Some(request)) = (principal, read::<ModelReadyRequest>(message)) else {
+        return false;
+    };
+    infer::chosen(
+        &call.plane.table(),
+        &principal.project,
+        &request.name,
+        &request.version,
+    )
+    .is_some()
+}
+
+fn read<M: Message + Default>(message: Option<bytes::Bytes>) -> Option<M> {
+    M::decode(message?).ok()
+}
+
+fn marks_of(loaded: &Loaded, tier: &'static str) -> [(HeaderName, HeaderValue); 2] {
+    [
+        (VERSION, loaded.number.clone()),
+        (TIER, HeaderValue::from_static(tier)),
+    ]
+}
+
+fn expired(method: Method) -> Refusal {
+    let text = "the call did not finish within its deadline";
+    Refusal::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text).with("method", method.path())
+}
+
+fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.unwrap_or("")
+}
+
+fn origin_of(headers: &HeaderMap, is_traced: bool) -> Origin {
+    let key = text_of(headers, "x-request-id");
+    let attempt = text_of(headers, "x-envoy-attempt-count");
+    let is_number = attempt.len() <= 3 && attempt.bytes().all(|byte| byte.is_ascii_digit());
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    Origin {
+        request_key: if key.is_empty() {
+            new_key()
+        } else {
+            key[..key.len().min(MAX_KEY)].to_owned() // header text is ASCII
+        },
+        attempt: attempt.parse().ok().filter(|_| is_number).unwrap_or(1),
+        route: text_of(headers, "volary-route").to_owned(),
+        is_shadow: text_of(headers, "volary-shadow").eq_ignore_ascii_case("true"),
+        trace: Trace::of(traceparent, text_of(headers, "tracestate"), is_traced),
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn new_key() -> String {
+    let bits = fastrand::u128(..);
+    let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
+    let hex = format!("{bits:032x}");
+    let (a, b, c, d, e) = (
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    );
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
+/// `grpc.health.v1.HealthCheckRequest`, which is no part of the contract's descriptors.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_a_uuid() {
+        let key = new_key();
+        assert_eq!(key.len(), 36);
+        assert_eq!(&key[14..15], "4");
+        assert!("89ab".contains(&key[19..20]));
+        assert_ne!(key, new_key());
+    }
+
+    #[test]
+    fn the_origin_is_what_the_router_says() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-request-id", "abc"),
+            ("x-envoy-attempt-count", "3"),
+            ("volary-route", "m/r/s/7"),
+            ("volary-shadow", "True"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let origin = origin_of(&headers, false);
+        assert_eq!(origin.prediction_id(2), "abc.2.3");
+        assert_eq!((origin.route.as_str(), origin.is_shadow), ("m/r/s/7", true));
+        headers.insert("x-envoy-attempt-count", HeaderValue::from_static("1000"));
+        assert_eq!(origin_of(&headers, false).attempt, 1);
+    }
+}

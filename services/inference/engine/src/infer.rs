@@ -1,0 +1,313 @@
+//! ModelInfer: from a message to a place in a queue, and from a run to a reply.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
+use crate::contract::inference::model_infer_response::InferOutputTensor;
+use crate::contract::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
+use crate::contract::{Code, Refusal};
+use crate::plane::{Loaded, Table};
+use crate::queue::NoRoom;
+use crate::records::Origin;
+use crate::tensors::{elements_of, Datatype};
+use crate::version::{Array, NotRun, Part, Spec, Version};
+
+const MAX_SUBJECT: usize = 256;
+const MAX_FEATURES: usize = 4_096; // a row longer than this is no feature vector
+const PROBABILITY: &str = "probability";
+const LEAST_RETRY: Duration = Duration::from_millis(1);
+
+/// What a call wants of a version.
+pub struct Asked {
+    pub loaded: Arc<Loaded>,
+    pub outputs: Vec<usize>,
+    pub subject: String,
+    pub event_time_us: Option<i64>,
+    pub timeout: Option<Duration>,
+    /// The one input, when it may be a row of features.
+    pub features: Option<(Datatype, Array)>,
+    pub began_ns: u64,
+    is_raw: bool,
+    id: String,
+}
+
+/// A run's part that is fit to be a reply.
+pub struct Answered {
+    pub part: Part,
+    pub confidence: Option<f64>,
+}
+
+pub enum Outcome {
+    Part(Part),
+    Refused(Refusal),
+    /// Python has the answer: the version goes away, or its graph failed on this input.
+    NotHere,
+}
+
+/// The version that a call gets, if it is served here: the one it names, else production.
+pub fn chosen(table: &Table, project: &str, model: &str, number: &str) -> Option<Arc<Loaded>> {
+    let model = table.get(project)?.get(model)?;
+    let number = match number {
+        "" => model.production?,
+        text => number_of(text)?,
+    };
+    model.versions.get(&number).cloned()
+}
+
+fn number_of(text: &str) -> Option<i64> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
+}
+
+/// Read a request; None when it does not fit, or says what only Python understands.
+pub fn planned(
+    table: &Table,
+    project: &str,
+    request: ModelInferRequest,
+    header: &str,
+) -> Option<(Asked, Vec<Array>)> {
+    let number = if header.is_empty() {
+        &request.model_version
+    } else {
+        header
+    };
+    // a malformed one in the message is refused even where the header decides
+    if !request.model_version.is_empty() {
+        number_of(&request.model_version)?;
+    }
+    let loaded = chosen(table, project, &request.model_name, number)?;
+    let (subject, event_time_us, timeout) = about(&request.parameters)?;
+    let outputs = outputs_of(&loaded.version, &request)?;
+    let is_raw = !request.raw_input_contents.is_empty();
+    let inputs = inputs_of(&loaded.version, &request)?;
+    let features = match (&inputs[..], &loaded.version.inputs[..]) {
+        ([array], [spec]) if array.data.len() / spec.datatype.size() <= MAX_FEATURES => {
+            Some((spec.datatype, array.clone()))
+        }
+        _ => None,
+    };
+    let asked = Asked {
+        loaded,
+        outputs,
+        subject,
+        event_time_us,
+        timeout,
+        features,
+        began_ns: 0,
+        is_raw,
+        id: request.id,
+    };
+    Some((asked, inputs))
+}
+
+type About = (String, Option<i64>, Option<Duration>);
+
+fn about(parameters: &BTreeMap<String, InferParameter>) -> Option<About> {
+    let (mut subject, mut event_time_us, mut timeout) = (String::new(), None, None);
+    for (name, parameter) in parameters {
+        match (name.as_str(), parameter.parameter_choice.as_ref()?) {
+            ("volary_subject", Choice::StringParam(text)) => {
+                if text.chars().count() > MAX_SUBJECT {
+                    return None;
+                }
+                subject.clone_from(text);
+            }
+            ("volary_event_time", Choice::Int64Param(time_us)) => event_time_us = Some(*time_us),
+            ("timeout", Choice::Int64Param(us)) => {
+                timeout = Some(Duration::from_micros(u64::try_from(*us).ok()?));
+            }
+            ("timeout", Choice::Uint64Param(us)) => timeout = Some(Duration::from_micros(*us)),
+            ("triton_enable_empty_final_response", Choice::BoolParam(_)) => {}
+            _ => return None,
+        }
+    }
+    let is_timeout = timeout.is_none_or(|timeout| !timeout.is_zero());
+    is_timeout.then_some((subject, event_time_us, timeout))
+}
+
+fn outputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<usize>> {
+    if request.outputs.is_empty() {
+        return Some((0..version.outputs.len()).collect());
+    }
+    let places = request.outputs.iter().map(|asked| {
+        let place = version
+            .outputs
+            .iter()
+            .position(|spec| spec.name == asked.name);
+        place.filter(|_| asked.parameters.is_empty())
+    });
+    places.collect()
+}
+
+/// The inputs in the order of the graph.
+fn inputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<Array>> {
+    let raw = &request.raw_input_contents;
+    if request.inputs.len() != version.inputs.len()
+        || !(raw.is_empty() || raw.len() == request.inputs.len())
+    {
+        return None;
+    }
+    let arrays = version.inputs.iter().map(|spec| {
+        // one that is given twice leaves another one missing
+        let place = request
+            .inputs
+            .iter()
+            .position(|input| input.name == spec.name)?;
+        let input = &request.inputs[place];
+        let is_fit = input.parameters.is_empty()
+            && Datatype::of(&input.datatype) == Some(spec.datatype)
+            && spec.fits(&input.shape);
+        let expected = elements_of(&input.shape).filter(|_| is_fit)? * spec.datatype.size();
+        let data = match (&input.contents, raw.get(place)) {
+            (None, Some(raw)) => raw.clone(),
+            (Some(contents), None) => spec.datatype.from_contents(contents)?,
+            _ => return None,
+        };
+        let shape = input.shape.clone();
+        let is_whole = data.len() == expected && !spec.datatype.has_nan(&data);
+        is_whole.then_some(Array { shape, data })
+    });
+    let arrays: Vec<Array> = arrays.collect::<Option<_>>()?;
+    let rows = arrays.first().map(|array| array.shape[0]);
+    let is_even = arrays.iter().all(|array| Some(array.shape[0]) == rows);
+    (is_even || !version.is_batched()).then_some(arrays)
+}
+
+/// Queue the rows and wait for them.
+pub async fn run(
+    loaded: &Loaded,
+    inputs: Vec<Array>,
+    deadline: Instant,
+    cancelled: Arc<AtomicBool>,
+) -> Outcome {
+    let rows = match inputs.first() {
+        Some(array) if loaded.version.is_batched() => array.shape[0] as usize,
+        _ => 1,
+    };
+    let flag = cancelled.clone();
+    let answer = match loaded
+        .version
+        .put(inputs, rows, deadline, Instant::now(), flag)
+    {
+        Ok(answer) => answer,
+        Err(NoRoom::Closing) => return Outcome::NotHere,
+        Err(NoRoom::Full(retry)) => {
+            return overloaded("the queue of this version is full", retry);
+        }
+        Err(NoRoom::Late(retry)) => {
+            return overloaded("the call could not finish within its deadline", retry);
+        }
+    };
+    match tokio::time::timeout_at(deadline.into(), answer).await {
+        Err(_) => {
+            cancelled.store(true, Ordering::Relaxed);
+            late("the model did not answer in time")
+        }
+        Ok(Ok(Ok(part))) => Outcome::Part(part),
+        Ok(Ok(Err(NotRun::Expired))) => late("the call's time ran out while it waited for a batch"),
+        Ok(Ok(Err(NotRun::Failed)) | Err(_)) => Outcome::NotHere,
+    }
+}
+
+fn overloaded(text: &str, retry_after: Duration) -> Outcome {
+    let refusal = Refusal::new(Code::ResourceExhausted, "OVERLOADED", text);
+    Outcome::Refused(refusal.retry_after(retry_after.max(LEAST_RETRY)))
+}
+
+fn late(text: &str) -> Outcome {
+    let code = Code::DeadlineExceeded;
+    Outcome::Refused(Refusal::new(code, "DEADLINE_EXCEEDED", text))
+}
+
+/// Look at a part; None when an output is NaN: Python says whose fault it is.
+pub fn answered(asked: &Asked, part: Part) -> Option<Answered> {
+    let mut confidence = None;
+    for index in &asked.outputs {
+        let (spec, array) = (&asked.loaded.version.outputs[*index], &part.outputs[*index]);
+        if spec.datatype.has_nan(&array.data) {
+            return None;
+        }
+        if confidence.is_none() && states_confidence(spec, array) {
+            confidence = spec.datatype.confidence(&array.data);
+        }
+    }
+    Some(Answered { part, confidence })
+}
+
+/// Only an output named `probability` with one value a row states a confidence.
+fn states_confidence(spec: &Spec, array: &Array) -> bool {
+    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
+    spec.name == PROBABILITY && is_one_a_row && spec.datatype.is_float()
+}
+
+/// The reply: raw when the request was, or when an output has no typed form.
+pub fn reply_of(asked: &Asked, answered: &Answered, origin: &Origin) -> ModelInferResponse {
+    let about = &asked.loaded.about;
+    let mut reply = ModelInferResponse {
+        model_name: about.model.clone(),
+        model_version: about.version.to_string(),
+        id: asked.id.clone(),
+        parameters: provenance(asked, answered, origin),
+        ..ModelInferResponse::default()
+    };
+    let specs = &asked.loaded.version.outputs;
+    let is_typed = |index: &usize| specs[*index].datatype.is_typed();
+    let is_raw = asked.is_raw || !asked.outputs.iter().all(is_typed);
+    for index in &asked.outputs {
+        let (spec, array) = (&specs[*index], &answered.part.outputs[*index]);
+        let contents = if is_raw {
+            reply.raw_output_contents.push(Bytes::clone(&array.data));
+            None
+        } else {
+            spec.datatype.to_contents(&array.data)
+        };
+        reply.outputs.push(InferOutputTensor {
+            name: spec.name.clone(),
+            datatype: spec.datatype.name().into(),
+            shape: array.shape.clone(),
+            contents,
+            ..InferOutputTensor::default()
+        });
+    }
+    reply
+}
+
+fn provenance(
+    asked: &Asked,
+    answered: &Answered,
+    origin: &Origin,
+) -> BTreeMap<String, InferParameter> {
+    let about = &asked.loaded.about;
+    let part = &answered.part;
+    let confidence = answered.confidence.map(Choice::DoubleParam);
+    let rows = [
+        ("volary_version", Choice::Int64Param(about.version)),
+        ("volary_digest", Choice::StringParam(about.digest.clone())),
+        ("volary_tier", Choice::StringParam("model".into())),
+        ("volary_route", Choice::StringParam(origin.route.clone())),
+        (
+            "volary_prediction_id",
+            Choice::StringParam(origin.prediction_id(about.version)),
+        ),
+        (
+            "volary_queue_us",
+            Choice::Int64Param(part.queued.as_micros() as i64),
+        ),
+        (
+            "volary_batch_size",
+            Choice::Int64Param(part.batch_rows as i64),
+        ),
+    ];
+    rows.into_iter()
+        .chain(confidence.map(|choice| ("volary_confidence", choice)))
+        .map(|(name, choice)| {
+            let parameter_choice = Some(choice);
+            (name.to_owned(), InferParameter { parameter_choice })
+        })
+        .collect()
+}

@@ -1,0 +1,437 @@
+//! The queue of one version: earliest deadline first, closed on size, delay or deadline.
+//!
+//! Pure: the time is handed in, threads are the caller's.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::time::{Duration, Instant};
+
+use crate::run_times::RunTimes;
+
+/// Limits of a batch and of its queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub max_rows: usize,
+    pub max_delay: Duration,
+    pub max_queued_rows: usize,
+    pub is_batched: bool,
+}
+
+/// Why a batch was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    Size,
+    Delay,
+    Deadline,
+    Drain,
+}
+
+pub const CLOSINGS: [(Closing, &str); 4] = [
+    (Closing::Size, "size"),
+    (Closing::Delay, "delay"),
+    (Closing::Deadline, "deadline"),
+    (Closing::Drain, "drain"),
+];
+
+/// What waits in the queue.
+pub trait Waiting {
+    /// Rows that it adds to a run.
+    fn rows(&self) -> usize;
+    /// True once nobody waits for the answer any more.
+    fn is_cancelled(&self) -> bool;
+    /// True when both may be in one run.
+    fn joins(&self, other: &Self) -> bool;
+}
+
+pub struct Entry<T> {
+    pub deadline: Instant,
+    pub enqueued: Instant,
+    order: u64,
+    pub waiting: T,
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+impl<T> Eq for Entry<T> {}
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl<T> Ord for Entry<T> {
+    /// The heap gives its greatest first: the earliest deadline, then the first that came.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.deadline, other.order).cmp(&(self.deadline, self.order))
+    }
+}
+
+/// Why a call is not taken.
+#[derive(Debug, PartialEq)]
+pub enum NoRoom {
+    /// The queue is full; it drains in that time.
+    Full(Duration),
+    /// It could not finish within its deadline, but in that time.
+    Late(Duration),
+    /// No call is taken any more.
+    Closing,
+}
+
+/// What the batching thread has to do next.
+pub enum Step<T> {
+    Wait(Option<Duration>),
+    Run(Vec<Entry<T>>, Closing),
+    End,
+}
+
+pub struct Queue<T> {
+    policy: Policy,
+    heap: BinaryHeap<Entry<T>>,
+    next_order: u64,
+    queued_rows: usize,
+    oldest: Instant,
+    busy_until: Instant,
+    is_closing: bool,
+    pub run_times: RunTimes,
+}
+
+impl<T: Waiting> Queue<T> {
+    pub fn new(policy: Policy, now: Instant) -> Self {
+        Queue {
+            policy,
+            heap: BinaryHeap::new(),
+            next_order: 0,
+            queued_rows: 0,
+            oldest: now,
+            busy_until: now,
+            is_closing: false,
+            run_times: RunTimes::default(),
+        }
+    }
+
+    /// Take a call, or say why not: what cannot finish in time is refused at once.
+    pub fn put(&mut self, waiting: T, deadline: Instant, now: Instant) -> Result<(), NoRoom> {
+        if self.is_closing {
+            return Err(NoRoom::Closing);
+        }
+        let rows = waiting.rows();
+        if self.queued_rows + rows > self.policy.max_queued_rows && !self.heap.is_empty() {
+            return Err(NoRoom::Full(self.run_time(self.queued_rows)));
+        }
+        let predicted = self.predict(rows, deadline, now);
+        if now + predicted > deadline {
+            return Err(NoRoom::Late(predicted));
+        }
+        if self.heap.is_empty() {
+            self.oldest = now;
+        }
+        self.queued_rows += rows;
+        self.next_order += 1;
+        let order = self.next_order;
+        self.heap.push(Entry {
+            deadline,
+            enqueued: now,
+            order,
+            waiting,
+        });
+        Ok(())
+    }
+
+    pub fn close(&mut self) {
+        self.is_closing = true;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Say what to do now; what expired or was cancelled goes to `dropped` and never runs.
+    pub fn step(&mut self, now: Instant, dropped: &mut Vec<Entry<T>>) -> Step<T> {
+        loop {
+            while self.heap.peek().is_some_and(|entry| entry.deadline <= now) {
+                dropped.extend(self.pop());
+            }
+            let closing = match self.closing(now) {
+                Ok(closing) => closing,
+                Err(wait) => return Step::Wait(wait),
+            };
+            let batch = self.take(now, dropped);
+            if !batch.is_empty() {
+                let rows = batch.iter().map(|entry| entry.waiting.rows()).sum();
+                self.busy_until = now + self.run_times.predict(rows);
+                return Step::Run(batch, closing);
+            }
+            if self.is_closing && self.heap.is_empty() {
+                return Step::End;
+            }
+        }
+    }
+
+    /// The time until rows with that deadline would be answered.
+    fn predict(&self, rows: usize, deadline: Instant, now: Instant) -> Duration {
+        // only what is due earlier runs before; what runs now has to end first
+        let ahead: usize = self
+            .heap
+            .iter()
+            .filter(|entry| entry.deadline <= deadline)
+            .map(|entry| entry.waiting.rows())
+            .sum();
+        self.busy_until.saturating_duration_since(now) + self.run_time(ahead + rows)
+    }
+
+    fn run_time(&self, rows: usize) -> Duration {
+        let max = self.policy.max_rows;
+        let full = u32::try_from(rows / max).unwrap_or(u32::MAX);
+        self.run_times.predict(max).saturating_mul(full) + self.run_times.predict(rows % max)
+    }
+
+    /// Why the batch closes now, else how long to wait at most.
+    fn closing(&self, now: Instant) -> Result<Closing, Option<Duration>> {
+        if self.is_closing {
+            return Ok(Closing::Drain);
+        }
+        let Some(first) = self.heap.peek() else {
+            return Err(None);
+        };
+        if self.queued_rows >= self.policy.max_rows || !self.policy.is_batched {
+            return Ok(Closing::Size);
+        }
+        let late = self.oldest + self.policy.max_delay;
+        if late <= now {
+            return Ok(Closing::Delay);
+        }
+        let run = self.run_times.predict(self.queued_rows);
+        let due = first.deadline.checked_sub(run).unwrap_or(now);
+        if due <= now {
+            return Ok(Closing::Deadline);
+        }
+        Err(Some(late.min(due) - now))
+    }
+
+    /// Take the earliest deadlines that fit into one run; at least one call of any size.
+    fn take(&mut self, now: Instant, dropped: &mut Vec<Entry<T>>) -> Vec<Entry<T>> {
+        let mut batch: Vec<Entry<T>> = Vec::with_capacity(self.heap.len().min(64));
+        let mut left = Vec::new();
+        let mut rows = 0;
+        while let Some(entry) = self.heap.pop() {
+            if entry.waiting.is_cancelled() {
+                self.queued_rows -= entry.waiting.rows();
+                dropped.push(entry);
+                continue;
+            }
+            let fits = batch.first().is_none_or(|first| {
+                self.policy.is_batched
+                    && rows + entry.waiting.rows() <= self.policy.max_rows
+                    && entry.waiting.joins(&first.waiting)
+            });
+            if fits {
+                rows += entry.waiting.rows();
+                self.queued_rows -= entry.waiting.rows();
+                batch.push(entry);
+            } else {
+                left.push(entry);
+                if rows >= self.policy.max_rows || !self.policy.is_batched {
+                    break;
+                }
+            }
+        }
+        self.heap.extend(left);
+        self.oldest = self
+            .heap
+            .iter()
+            .map(|entry| entry.enqueued)
+            .min()
+            .unwrap_or(now);
+        batch
+    }
+
+    fn pop(&mut self) -> Option<Entry<T>> {
+        let entry = self.heap.pop()?;
+        self.queued_rows -= entry.waiting.rows();
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    struct Call {
+        name: u32,
+        rows: usize,
+        shape: u32,
+        is_cancelled: bool,
+    }
+
+    impl Waiting for Call {
+        fn rows(&self) -> usize {
+            self.rows
+        }
+        fn is_cancelled(&self) -> bool {
+            self.is_cancelled
+        }
+        fn joins(&self, other: &Self) -> bool {
+            self.shape == other.shape
+        }
+    }
+
+    fn call(name: u32) -> Call {
+        Call {
+            name,
+            rows: 1,
+            shape: 0,
+            is_cancelled: false,
+        }
+    }
+
+    fn queue(max_rows: usize, max_delay: Duration, now: Instant) -> Queue<Call> {
+        let policy = Policy {
+            max_rows,
+            max_delay,
+            max_queued_rows: 100,
+            is_batched: true,
+        };
+        Queue::new(policy, now)
+    }
+
+    fn names(step: Step<Call>) -> (Vec<u32>, Closing) {
+        match step {
+            Step::Run(batch, closing) => (
+                batch.iter().map(|each| each.waiting.name).collect(),
+                closing,
+            ),
+            _ => panic!("no batch"),
+        }
+    }
+
+    #[test]
+    fn the_earliest_deadline_goes_first_and_equals_by_arrival() {
+        let now = Instant::now();
+        let mut queue = queue(2, Duration::ZERO, now);
+        for (name, due) in [(1, 30), (2, 10), (3, 30), (4, 20)] {
+            queue.put(call(name), now + due * MS, now).unwrap();
+        }
+        assert_eq!(
+            names(queue.step(now, &mut vec![])),
+            (vec![2, 4], Closing::Size)
+        );
+        assert_eq!(
+            names(queue.step(now, &mut vec![])),
+            (vec![1, 3], Closing::Size)
+        );
+    }
+
+    #[test]
+    fn a_batch_waits_for_its_delay_but_not_past_its_deadline() {
+        let now = Instant::now();
+        let mut queue = queue(8, 5 * MS, now);
+        queue.put(call(1), now + 100 * MS, now).unwrap();
+        match queue.step(now, &mut vec![]) {
+            Step::Wait(Some(wait)) => assert_eq!(wait, 5 * MS),
+            _ => panic!("it should wait"),
+        }
+        assert_eq!(
+            names(queue.step(now + 5 * MS, &mut vec![])),
+            (vec![1], Closing::Delay)
+        );
+        queue.run_times.record(1, 2 * MS);
+        let later = now + 20 * MS; // past the end that the last run was predicted to have
+        queue.put(call(2), later + 3 * MS, later).unwrap();
+        match queue.step(later, &mut vec![]) {
+            Step::Wait(Some(wait)) => assert_eq!(wait, MS),
+            _ => panic!("it should wait"),
+        }
+        assert_eq!(
+            names(queue.step(later + MS, &mut vec![])),
+            (vec![2], Closing::Deadline)
+        );
+    }
+
+    #[test]
+    fn what_expired_or_was_cancelled_never_runs() {
+        let now = Instant::now();
+        let mut queue = queue(8, 5 * MS, now);
+        let gone = Call {
+            is_cancelled: true,
+            ..call(1)
+        };
+        queue.put(gone, now + 50 * MS, now).unwrap();
+        queue.put(call(2), now + MS, now).unwrap();
+        queue.put(call(3), now + 50 * MS, now).unwrap();
+        let mut dropped = vec![];
+        assert_eq!(
+            names(queue.step(now + 6 * MS, &mut dropped)),
+            (vec![3], Closing::Delay)
+        );
+        let dropped: Vec<u32> = dropped.iter().map(|each| each.waiting.name).collect();
+        assert_eq!(dropped, [2, 1]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn shapes_that_differ_run_apart() {
+        let now = Instant::now();
+        let mut queue = queue(8, Duration::ZERO, now);
+        let wide = Call {
+            shape: 1,
+            ..call(2)
+        };
+        queue.put(call(1), now + 10 * MS, now).unwrap();
+        queue.put(wide, now + 11 * MS, now).unwrap();
+        queue.put(call(3), now + 12 * MS, now).unwrap();
+        assert_eq!(names(queue.step(now, &mut vec![])).0, [1, 3]);
+        assert_eq!(names(queue.step(now, &mut vec![])).0, [2]);
+    }
+
+    #[test]
+    fn what_cannot_finish_in_time_is_refused() {
+        let now = Instant::now();
+        let mut queue = queue(2, Duration::ZERO, now);
+        queue.run_times.record(2, 10 * MS);
+        for name in 0..4 {
+            queue.put(call(name), now + 100 * MS, now).unwrap();
+        }
+        let late = queue.put(call(9), now + 25 * MS, now);
+        assert!(late.is_ok(), "only what is due earlier runs before it");
+        let late = queue.put(call(10), now + 9 * MS, now);
+        assert_eq!(late, Err(NoRoom::Late(10 * MS)));
+        let last = queue.put(call(11), now + 29 * MS + 100 * MS, now);
+        assert!(last.is_ok());
+        let behind = queue.put(call(12), now + 101 * MS, now);
+        assert!(behind.is_ok());
+    }
+
+    #[test]
+    fn a_full_queue_takes_no_more() {
+        let now = Instant::now();
+        let mut queue = queue(8, MS, now);
+        for name in 0..100 {
+            queue.put(call(name), now + 100 * MS, now).unwrap();
+        }
+        assert!(matches!(
+            queue.put(call(100), now + 100 * MS, now),
+            Err(NoRoom::Full(_))
+        ));
+    }
+
+    #[test]
+    fn closing_answers_what_is_queued_and_ends() {
+        let now = Instant::now();
+        let mut queue = queue(8, 50 * MS, now);
+        queue.put(call(1), now + 100 * MS, now).unwrap();
+        queue.close();
+        assert_eq!(
+            queue.put(call(2), now + 100 * MS, now),
+            Err(NoRoom::Closing)
+        );
+        assert_eq!(
+            names(queue.step(now, &mut vec![])),
+            (vec![1], Closing::Drain)
+        );
+        assert!(matches!(queue.step(now, &mut vec![]), Step::End));
+    }
+}

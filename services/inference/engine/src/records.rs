@@ -1,0 +1,437 @@
+//! What a call leaves behind: a prediction event and spans, in bounded rings.
+//!
+//! The I/O thread only moves what it has into a ring; it is encoded when it is fetched.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use prost::Message;
+
+use crate::contract::volary::events::v1::{event::Payload, Event, PredictionEvent};
+use crate::contract::volary::otlp::v1 as otlp;
+use crate::contract::{duration_of, timestamp_of};
+use crate::tensors::Datatype;
+use crate::version::{locked, Array};
+
+const SCOPE: &str = "volary";
+const STREAM: &str = "volary:predictions";
+
+/// A version as replies and events name it.
+#[derive(Debug)]
+pub struct Identity {
+    pub project: String,
+    pub model: String,
+    pub version: i64,
+    pub digest: String,
+}
+
+/// How a call came: what reply and event tell of it.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub request_key: String,
+    pub attempt: u32,
+    pub route: String,
+    pub is_shadow: bool,
+    pub trace: Trace,
+}
+
+impl Origin {
+    pub fn prediction_id(&self, version: i64) -> String {
+        format!("{}.{version}.{}", self.request_key, self.attempt)
+    }
+}
+
+/// The span of a call within its trace (W3C Trace Context).
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub id: u128,
+    pub span: u64,
+    pub parent: u64,
+    pub state: String,
+    pub is_sampled: bool,
+}
+
+impl Trace {
+    /// The span that is a child of the header's, else the root of a trace of its own.
+    pub fn of(traceparent: Option<&str>, state: &str, is_exported: bool) -> Trace {
+        let span = fastrand::u64(1..);
+        let Some((id, parent, flags)) = traceparent.and_then(parsed) else {
+            let id = fastrand::u128(1..);
+            return Trace {
+                id,
+                span,
+                is_sampled: is_exported,
+                ..Trace::default()
+            };
+        };
+        Trace {
+            id,
+            span,
+            parent,
+            state: state.to_owned(),
+            is_sampled: is_exported && flags & 1 == 1,
+        }
+    }
+
+    pub fn id_text(&self) -> String {
+        format!("{:032x}", self.id)
+    }
+
+    pub fn traceparent(&self) -> String {
+        let flags = u8::from(self.is_sampled);
+        format!("00-{:032x}-{:016x}-{flags:02x}", self.id, self.span)
+    }
+}
+
+fn parsed(header: &str) -> Option<(u128, u64, u8)> {
+    let mut parts = header.trim().split('-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let (parent, flags) = (parts.next()?, parts.next()?);
+    let is_hex = |text: &str, length| {
+        text.len() == length
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let fits = is_hex(version, 2) && is_hex(id, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+    if !fits || version == "ff" || (version == "00" && parts.next().is_some()) {
+        return None;
+    }
+    let id = u128::from_str_radix(id, 16).ok()?;
+    let parent = u64::from_str_radix(parent, 16).ok()?;
+    let flags = u8::from_str_radix(flags, 16).ok()?;
+    (id != 0 && parent != 0).then_some((id, parent, flags))
+}
+
+/// One answered call, as the prediction log will have it.
+#[derive(Debug)]
+pub struct Prediction {
+    pub about: Arc<Identity>,
+    pub origin: Origin,
+    pub tier: &'static str,
+    pub subject: String,
+    pub event_time_us: i64,
+    pub replied_at_us: i64,
+    pub features: Option<(Datatype, Array)>,
+    pub outputs: Vec<(Datatype, Array)>,
+    pub confidence: Option<f64>,
+    pub latency: Duration,
+    pub queued: Duration,
+    pub batch_size: usize,
+    pub code: i32,
+}
+
+const MAX_EVENT_VALUES: usize = 4_096; // a row longer than this is no feature vector
+
+impl Prediction {
+    fn event(&self) -> Event {
+        let id = self.origin.prediction_id(self.about.version);
+        let outputs: Vec<f64> = self
+            .outputs
+            .iter()
+            .flat_map(|(datatype, array)| datatype.numbers(&array.data))
+            .collect();
+        let at = Some(timestamp_of(self.event_time_us));
+        let prediction = PredictionEvent {
+            prediction_id: id.clone(),
+            request_key: self.origin.request_key.clone(),
+            model: self.about.model.clone(),
+            version: self.about.version,
+            digest: self.about.digest.clone(),
+            tier: self.tier.into(),
+            route: self.origin.route.clone(),
+            shadow: self.origin.is_shadow,
+            subject: self.subject.clone(),
+            features: self.features.as_ref().map_or_else(Vec::new, row_of),
+            outputs: if outputs.len() > MAX_EVENT_VALUES {
+                Vec::new()
+            } else {
+                outputs
+            },
+            confidence: self.confidence.unwrap_or(0.0),
+            latency: Some(duration_of(self.latency)),
+            queue_time: Some(duration_of(self.queued)),
+            batch_size: self.batch_size as i32,
+            code: self.code,
+            trace_id: self.origin.trace.id_text(),
+            replied_at: Some(timestamp_of(self.replied_at_us)),
+            ..PredictionEvent::default()
+        };
+        Event {
+            id,
+            project: self.about.project.clone(),
+            event_time: at,
+            // a prediction is known at the instant that it is for: both are of the world's clock
+            known_at: at,
+            traceparent: self.origin.trace.traceparent(),
+            payload: Some(Payload::Prediction(prediction)),
+        }
+    }
+}
+
+/// The one row of numbers of a request, empty when it is anything else.
+fn row_of((datatype, array): &(Datatype, Array)) -> Vec<f64> {
+    let is_row = array.shape.len() == 1 || (array.shape.len() == 2 && array.shape[0] == 1);
+    let elements = array.data.len() / datatype.size();
+    if is_row && elements <= MAX_EVENT_VALUES {
+        datatype.numbers(&array.data)
+    } else {
+        Vec::new()
+    }
+}
+
+/// A span that ended.
+#[derive(Debug)]
+pub struct Span {
+    pub trace: Trace,
+    pub name: &'static str,
+    pub kind: otlp::SpanKind,
+    pub began_ns: u64,
+    pub ended_ns: u64,
+    pub code: &'static str,
+    pub error: Option<&'static str>,
+    pub attributes: Vec<(&'static str, Value)>,
+}
+
+#[derive(Debug)]
+pub enum Value {
+    Text(String),
+    Word(&'static str),
+    Number(i64),
+    Flag(bool),
+}
+
+impl Span {
+    fn message(self) -> otlp::Span {
+        use otlp::any_value::Value as Any;
+        let mut attributes = vec![("rpc.grpc.status_code", Value::Word(self.code))];
+        attributes.extend(self.error.map(|reason| ("error.type", Value::Word(reason))));
+        attributes.extend(self.attributes);
+        let is_failed = self.code != "OK";
+        otlp::Span {
+            trace_id: self.trace.id.to_be_bytes().to_vec(),
+            span_id: self.trace.span.to_be_bytes().to_vec(),
+            trace_state: self.trace.state,
+            parent_span_id: match self.trace.parent {
+                0 => Vec::new(),
+                parent => parent.to_be_bytes().to_vec(),
+            },
+            flags: 1,
+            name: self.name.into(),
+            kind: self.kind as i32,
+            start_time_unix_nano: self.began_ns,
+            end_time_unix_nano: self.ended_ns,
+            attributes: attributes
+                .into_iter()
+                .map(|(key, value)| {
+                    let value = match value {
+                        Value::Text(text) => Any::StringValue(text),
+                        Value::Word(text) => Any::StringValue(text.into()),
+                        Value::Number(number) => Any::IntValue(number),
+                        Value::Flag(flag) => Any::BoolValue(flag),
+                    };
+                    let value = Some(otlp::AnyValue { value: Some(value) });
+                    otlp::KeyValue {
+                        key: key.into(),
+                        value,
+                    }
+                })
+                .collect(),
+            status: is_failed.then(|| otlp::SpanStatus {
+                code: otlp::SpanStatusCode::Error as i32,
+                ..otlp::SpanStatus::default()
+            }),
+            ..otlp::Span::default()
+        }
+    }
+}
+
+/// At most `capacity` entries; when it is full the new one is dropped and counted.
+pub struct Ring<T> {
+    capacity: usize,
+    held: Mutex<(VecDeque<T>, u64)>,
+    came: Condvar,
+}
+
+impl<T> Ring<T> {
+    pub fn new(capacity: usize) -> Self {
+        Ring {
+            capacity,
+            held: Mutex::new((VecDeque::new(), 0)),
+            came: Condvar::new(),
+        }
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        self.capacity > 0
+    }
+
+    /// Add an entry without ever waiting.
+    pub fn offer(&self, entry: T) {
+        let mut held = locked(&self.held);
+        if held.0.len() >= self.capacity {
+            held.1 += 1;
+            return;
+        }
+        held.0.push_back(entry);
+        if held.0.len() == 1 {
+            self.came.notify_one();
+        }
+    }
+
+    /// Remove the oldest entries; wait for the first one.
+    pub fn take(&self, limit: usize, wait: Duration) -> Vec<T> {
+        let held = locked(&self.held);
+        let waited = self
+            .came
+            .wait_timeout_while(held, wait, |held| held.0.is_empty());
+        let mut held = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let count = limit.min(held.0.len());
+        held.0.drain(..count).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        locked(&self.held).0.len()
+    }
+
+    /// Return how many were dropped since the last time.
+    pub fn take_dropped(&self) -> u64 {
+        std::mem::take(&mut locked(&self.held).1)
+    }
+}
+
+/// Where the I/O thread leaves its records.
+pub struct Records {
+    pub predictions: Ring<Prediction>,
+    pub spans: Ring<Span>,
+    resource: Option<otlp::Resource>,
+}
+
+impl Records {
+    /// `resource` is the serialized `Resource` of the spans; without it none are kept.
+    pub fn new(events: usize, spans: usize, resource: Option<&[u8]>) -> Result<Self, String> {
+        let resource = resource
+            .map(otlp::Resource::decode)
+            .transpose()
+            .map_err(|error| format!("the resource is none: {error}"))?;
+        let spans = if resource.is_some() { spans } else { 0 };
+        Ok(Records {
+            predictions: Ring::new(events),
+            spans: Ring::new(spans),
+            resource,
+        })
+    }
+
+    pub fn is_traced(&self) -> bool {
+        self.resource.is_some()
+    }
+
+    /// Take events as `volary.events.v1.Event`, with a producer span for each traced one.
+    pub fn take_events(&self, limit: usize, wait: Duration) -> Vec<Vec<u8>> {
+        let taken = self.predictions.take(limit, wait);
+        taken
+            .iter()
+            .map(|prediction| {
+                let began_ns = now_ns();
+                let event = prediction.event();
+                if prediction.origin.trace.is_sampled {
+                    let own = &prediction.origin.trace;
+                    let trace = Trace {
+                        span: fastrand::u64(1..),
+                        parent: own.span,
+                        ..own.clone()
+                    };
+                    self.spans.offer(Span {
+                        trace,
+                        name: "publish volary:predictions",
+                        kind: otlp::SpanKind::Producer,
+                        began_ns,
+                        ended_ns: now_ns(),
+                        code: "OK",
+                        error: None,
+                        attributes: vec![
+                            ("messaging.system", Value::Word("redis")),
+                            ("messaging.destination.name", Value::Word(STREAM)),
+                        ],
+                    });
+                }
+                event.encode_to_vec()
+            })
+            .collect()
+    }
+
+    /// Take spans as one `ExportTraceServiceRequest`.
+    pub fn take_spans(&self, limit: usize, wait: Duration) -> (usize, Vec<u8>) {
+        let taken = self.spans.take(limit, wait);
+        let count = taken.len();
+        let scope = otlp::InstrumentationScope {
+            name: SCOPE.into(),
+            ..otlp::InstrumentationScope::default()
+        };
+        let spans = otlp::ScopeSpans {
+            scope: Some(scope),
+            spans: taken.into_iter().map(Span::message).collect(),
+            ..otlp::ScopeSpans::default()
+        };
+        let request = otlp::ExportTraceServiceRequest {
+            resource_spans: vec![otlp::ResourceSpans {
+                resource: self.resource.clone(),
+                scope_spans: vec![spans],
+                ..otlp::ResourceSpans::default()
+            }],
+        };
+        (count, request.encode_to_vec())
+    }
+}
+
+pub fn now_ns() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_the_child_of_its_header() {
+        let header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = Trace::of(Some(header), "a=b", true);
+        assert_eq!(trace.id_text(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(trace.parent, 0xb7ad_6b71_6920_3331);
+        assert!(trace.is_sampled);
+        assert!(
+            !Trace::of(Some(header), "", false).is_sampled,
+            "nobody would take the spans"
+        );
+        let back = parsed(&trace.traceparent()).unwrap();
+        assert_eq!(back, (trace.id, trace.span, 1));
+    }
+
+    #[test]
+    fn a_malformed_header_begins_a_trace() {
+        for header in [
+            "",
+            "00-0-0-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
+            assert!(parsed(header).is_none(), "{header}");
+            assert_eq!(Trace::of(Some(header), "", true).parent, 0);
+        }
+    }
+
+    #[test]
+    fn a_full_ring_drops_and_counts() {
+        let ring = Ring::new(2);
+        for number in 0..5 {
+            ring.offer(number);
+        }
+        assert_eq!(ring.take(9, Duration::ZERO), [0, 1]);
+        assert_eq!((ring.take_dropped(), ring.take_dropped()), (3, 0));
+        assert_eq!(ring.take(9, Duration::from_millis(1)), [0; 0]);
+    }
+}

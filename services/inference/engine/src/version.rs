@@ -1,0 +1,435 @@
+//! One loaded version: its session, its queue, and the thread that empties it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ort::memory::Allocator;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynTensor, DynTensorValueType, ValueType};
+use tokio::sync::oneshot;
+
+use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
+use crate::tensors::Datatype;
+
+/// One input or output of the graph; -1 is a size that varies.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub name: String,
+    pub datatype: Datatype,
+    pub shape: Vec<i64>,
+}
+
+impl Spec {
+    pub fn fits(&self, shape: &[i64]) -> bool {
+        self.shape.len() == shape.len()
+            && self
+                .shape
+                .iter()
+                .zip(shape)
+                .all(|(size, got)| *size == -1 || size == got)
+    }
+}
+
+/// A tensor's shape and row-major bytes.
+#[derive(Clone, Debug)]
+pub struct Array {
+    pub shape: Vec<i64>,
+    pub data: Bytes,
+}
+
+/// What a call gets of a run: its own rows of every output.
+#[derive(Debug)]
+pub struct Part {
+    pub outputs: Vec<Array>,
+    pub batch_rows: usize,
+    pub queued: Duration,
+}
+
+/// Why a call got nothing of a run.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotRun {
+    /// Its time ran out in the queue.
+    Expired,
+    /// The graph failed on its rows.
+    Failed,
+}
+
+pub type Answer = oneshot::Receiver<Result<Part, NotRun>>;
+
+/// One call's rows in the queue, in the order of the graph's inputs.
+pub struct Ticket {
+    inputs: Vec<Array>,
+    rows: usize,
+    cancelled: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<Part, NotRun>>,
+}
+
+impl Waiting for Ticket {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.reply.is_closed()
+    }
+
+    fn joins(&self, other: &Self) -> bool {
+        let pairs = self.inputs.iter().zip(&other.inputs);
+        pairs.clone().all(|(a, b)| a.shape[1..] == b.shape[1..])
+    }
+}
+
+/// How often, and how long in all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Total {
+    pub count: u64,
+    pub seconds: f64,
+}
+
+impl Total {
+    pub fn add(&mut self, time: Duration) {
+        self.count += 1;
+        self.seconds += time.as_secs_f64();
+    }
+}
+
+/// Counts and durations of a version since it was loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics {
+    pub success: Total,
+    pub failure: Total,
+    pub queue: Total,
+    pub run: Total,
+    pub rows: u64,
+    pub last_us: i64,
+    pub recent_queue_s: f64,
+    pub by_batch_size: BTreeMap<usize, Total>,
+    pub closings: [u64; CLOSINGS.len()],
+    pub expired: u64,
+    pub cancelled: u64,
+}
+
+pub struct Version {
+    pub inputs: Vec<Spec>,
+    pub outputs: Vec<Spec>,
+    policy: Policy,
+    session: Mutex<Session>,
+    queue: Mutex<Queue<Ticket>>,
+    changed: Condvar,
+    statistics: Mutex<Statistics>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    is_ended: (Mutex<bool>, Condvar),
+}
+
+/// A lock whose holder panicked is still a lock: its data are counters and queues.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Version {
+    /// Load a graph; one thread a session, as only the batching thread runs it.
+    pub fn load(
+        graph: &[u8],
+        inputs: Vec<Spec>,
+        outputs: Vec<Spec>,
+        max_rows: usize,
+        max_delay: Duration,
+        max_queued_rows: usize,
+    ) -> ort::Result<Arc<Self>> {
+        let session = Session::builder()?
+            .with_intra_threads(1)?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(false)?
+            .commit_from_memory(graph)?;
+        let is_batched = inputs
+            .iter()
+            .chain(&outputs)
+            .all(|spec| spec.shape.first() == Some(&-1));
+        let policy = Policy {
+            max_rows,
+            max_delay,
+            max_queued_rows,
+            is_batched,
+        };
+        Ok(Arc::new(Version {
+            inputs,
+            outputs,
+            policy,
+            session: Mutex::new(session),
+            queue: Mutex::new(Queue::new(policy, Instant::now())),
+            changed: Condvar::new(),
+            statistics: Mutex::default(),
+            thread: Mutex::default(),
+            is_ended: (Mutex::new(false), Condvar::new()),
+        }))
+    }
+
+    /// Start the batching thread.
+    pub fn start(self: &Arc<Self>, name: &str) -> std::io::Result<()> {
+        let version = self.clone();
+        let thread = Builder::new()
+            .name(format!("batch {name}"))
+            .spawn(move || {
+                version.work();
+                *locked(&version.is_ended.0) = true;
+                version.is_ended.1.notify_all();
+            })?;
+        *locked(&self.thread) = Some(thread);
+        Ok(())
+    }
+
+    pub fn is_batched(&self) -> bool {
+        self.policy.is_batched
+    }
+
+    pub fn statistics(&self) -> MutexGuard<'_, Statistics> {
+        locked(&self.statistics)
+    }
+
+    /// Queue one call's rows, or say why there is no room.
+    pub fn put(
+        &self,
+        inputs: Vec<Array>,
+        rows: usize,
+        deadline: Instant,
+        now: Instant,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Answer, NoRoom> {
+        let (reply, answer) = oneshot::channel();
+        let ticket = Ticket {
+            inputs,
+            rows,
+            cancelled,
+            reply,
+        };
+        let mut queue = locked(&self.queue);
+        let was_empty = queue.is_empty();
+        queue.put(ticket, deadline, now)?;
+        drop(queue);
+        // a busy thread looks by itself; one that waits for more may have to close now
+        if was_empty || !self.policy.max_delay.is_zero() {
+            self.changed.notify_one();
+        }
+        Ok(answer)
+    }
+
+    /// Take no more and answer what is queued; say whether all was answered in time.
+    pub fn close(&self, within: Duration) -> bool {
+        locked(&self.queue).close();
+        self.changed.notify_one();
+        if locked(&self.thread).is_none() {
+            return true;
+        }
+        let ended = locked(&self.is_ended.0);
+        let waited = self
+            .is_ended
+            .1
+            .wait_timeout_while(ended, within, |ended| !*ended);
+        let is_ended = *waited.unwrap_or_else(PoisonError::into_inner).0;
+        if is_ended {
+            if let Some(thread) = locked(&self.thread).take() {
+                drop(thread.join());
+            }
+        }
+        is_ended
+    }
+
+    /// Run the graph once, outside of any batch; `rows` and the time count for admission.
+    pub fn run_once(&self, inputs: &[Array], rows: usize) -> Result<Vec<Array>, String> {
+        let shapes: Vec<Vec<i64>> = inputs.iter().map(|array| array.shape.clone()).collect();
+        let parts: Vec<[&Bytes; 1]> = inputs.iter().map(|array| [&array.data]).collect();
+        let parts: Vec<&[&Bytes]> = parts.iter().map(|part| &part[..]).collect();
+        let began = Instant::now();
+        let outputs = self.run_graph(&shapes, &parts)?;
+        locked(&self.queue).run_times.record(rows, began.elapsed());
+        Ok(outputs)
+    }
+
+    fn work(&self) {
+        let mut dropped = Vec::new();
+        let mut queue = locked(&self.queue);
+        loop {
+            let now = Instant::now();
+            let step = queue.step(now, &mut dropped);
+            if !dropped.is_empty() {
+                self.drop_unrun(&mut dropped);
+            }
+            queue = match step {
+                Step::End => return,
+                Step::Wait(None) => self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Step::Wait(Some(wait)) => {
+                    self.changed
+                        .wait_timeout(queue, wait)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                Step::Run(batch, closing) => {
+                    drop(queue);
+                    self.run(batch, closing, now);
+                    locked(&self.queue)
+                }
+            };
+        }
+    }
+
+    fn drop_unrun(&self, dropped: &mut Vec<Entry<Ticket>>) {
+        let mut statistics = self.statistics();
+        for entry in dropped.drain(..) {
+            if entry.waiting.is_cancelled() {
+                statistics.cancelled += 1;
+            } else {
+                statistics.expired += 1;
+                let _ = entry.waiting.reply.send(Err(NotRun::Expired));
+            }
+        }
+    }
+
+    /// Run a batch; one that fails is run again call by call, so that a poisoned one fails alone.
+    fn run(&self, batch: Vec<Entry<Ticket>>, closing: Closing, began: Instant) {
+        let rows: usize = batch.iter().map(|entry| entry.waiting.rows).sum();
+        match self.run_together(&batch, rows) {
+            Ok(outputs) => {
+                let took = began.elapsed();
+                locked(&self.queue).run_times.record(rows, took);
+                self.note_run(rows, took, closing);
+                self.answer(batch, &outputs, rows, began);
+            }
+            Err(_) if batch.len() == 1 => {
+                for entry in batch {
+                    let _ = entry.waiting.reply.send(Err(NotRun::Failed));
+                }
+            }
+            Err(_) => {
+                for entry in batch {
+                    self.run(vec![entry], closing, Instant::now());
+                }
+            }
+        }
+    }
+
+    fn note_run(&self, rows: usize, took: Duration, closing: Closing) {
+        let mut statistics = self.statistics();
+        statistics.run.add(took);
+        statistics.rows += rows as u64;
+        statistics.by_batch_size.entry(rows).or_default().add(took);
+        statistics.closings[closing as usize] += 1;
+    }
+
+    fn run_together(&self, batch: &[Entry<Ticket>], rows: usize) -> Result<Vec<Array>, String> {
+        let first = &batch[0].waiting;
+        let mut shapes: Vec<Vec<i64>> = Vec::with_capacity(first.inputs.len());
+        let mut parts: Vec<Vec<&Bytes>> = Vec::with_capacity(first.inputs.len());
+        for (index, array) in first.inputs.iter().enumerate() {
+            let mut shape = array.shape.clone();
+            if self.policy.is_batched {
+                shape[0] = rows as i64;
+            }
+            shapes.push(shape);
+            let datas = batch.iter().map(|entry| &entry.waiting.inputs[index].data);
+            parts.push(datas.collect());
+        }
+        let parts: Vec<&[&Bytes]> = parts.iter().map(|part| &part[..]).collect();
+        let outputs = self.run_graph(&shapes, &parts)?;
+        let is_whole = |array: &Array| array.shape.first() == Some(&(rows as i64));
+        if self.policy.is_batched && !outputs.iter().all(is_whole) {
+            return Err(format!("the graph gave another number of rows than {rows}"));
+        }
+        Ok(outputs)
+    }
+
+    fn answer(&self, batch: Vec<Entry<Ticket>>, outputs: &[Array], rows: usize, began: Instant) {
+        let mut start = 0;
+        for entry in batch {
+            let end = start + entry.waiting.rows;
+            let own = outputs.iter().map(|array| {
+                if !self.policy.is_batched {
+                    return array.clone();
+                }
+                let mut shape = array.shape.clone();
+                shape[0] = entry.waiting.rows as i64;
+                let row_bytes = array.data.len() / rows;
+                let data = array.data.slice(start * row_bytes..end * row_bytes);
+                Array { shape, data }
+            });
+            let part = Part {
+                outputs: own.collect(),
+                batch_rows: rows,
+                queued: began.saturating_duration_since(entry.enqueued),
+            };
+            let _ = entry.waiting.reply.send(Ok(part));
+            start = end;
+        }
+    }
+
+    /// Run the graph on inputs that are each the concatenation of their parts.
+    fn run_graph(&self, shapes: &[Vec<i64>], parts: &[&[&Bytes]]) -> Result<Vec<Array>, String> {
+        let allocator = Allocator::default();
+        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(self.inputs.len());
+        for ((spec, shape), parts) in self.inputs.iter().zip(shapes).zip(parts) {
+            values.push(tensor_of(&allocator, spec, shape, parts)?.into());
+        }
+        let mut session = locked(&self.session);
+        let ran = session
+            .run(&values[..])
+            .map_err(|error| error.to_string())?;
+        self.outputs
+            .iter()
+            .map(|spec| array_of(&ran[spec.name.as_str()], spec))
+            .collect()
+    }
+}
+
+fn tensor_of(
+    allocator: &Allocator,
+    spec: &Spec,
+    shape: &[i64],
+    parts: &[&Bytes],
+) -> Result<DynTensor, String> {
+    let element = spec.datatype.element();
+    let mut tensor =
+        DynTensor::new(allocator, element, shape.to_vec()).map_err(|error| error.to_string())?;
+    let expected = shape.iter().product::<i64>() as usize * spec.datatype.size();
+    if parts.iter().map(|part| part.len()).sum::<usize>() != expected {
+        return Err(format!("{} has another size than its shape", spec.name));
+    }
+    let mut to = tensor.data_ptr_mut().cast::<u8>();
+    for part in parts {
+        // SAFETY: the tensor was allocated for its shape, which the parts fill exactly
+        unsafe {
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+            to = to.add(part.len());
+        }
+    }
+    Ok(tensor)
+}
+
+fn array_of(value: &ort::value::DynValue, spec: &Spec) -> Result<Array, String> {
+    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
+        return Err(format!("{} is no tensor", spec.name));
+    };
+    if *ty != spec.datatype.element() {
+        return Err(format!("{} is of another datatype", spec.name));
+    }
+    let elements = shape.iter().product::<i64>() as usize;
+    let tensor = value
+        .downcast_ref::<DynTensorValueType>()
+        .map_err(|error| error.to_string())?;
+    // SAFETY: a CPU tensor of fixed-size elements holds as many as its shape says
+    let data = unsafe {
+        std::slice::from_raw_parts(
+            tensor.data_ptr().cast::<u8>(),
+            elements * spec.datatype.size(),
+        )
+    };
+    Ok(Array {
+        shape: shape.to_vec(),
+        data: Bytes::copy_from_slice(data),
+    })
+}

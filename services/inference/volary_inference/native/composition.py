@@ -1,0 +1,130 @@
+"""Which engine answers on the data port, and the native one put together."""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+import volary_contract
+from volary_kit.metrics import BUCKETS_S
+from volary_kit.resources import Resources, address_of
+from volary_kit.server import Address, SyncServer
+from volary_kit.settings import SettingsError
+from volary_kit.telemetry.export import MAX_QUEUE
+
+from volary_inference.backends.tensorrt import PlanCache
+from volary_inference.domain.batching import BatchPolicy
+from volary_inference.domain.events import EventRing
+from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.versions import Versions
+from volary_inference.lifecycle.crashes import RunJournal
+from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.residence import Residence
+from volary_inference.native import module as modules
+from volary_inference.native.listener import NativeListener, SocketFolder
+from volary_inference.native.module import DataPlane, NativeModule
+from volary_inference.native.records import NativeEvents, NativeRecords
+from volary_inference.native.versions import NativeLoader, NativeTable
+from volary_inference.settings import InferenceSettings
+from volary_inference.stream import redis_client
+
+MICROS = 1_000_000
+Kit = Resources[InferenceSettings]
+DataListener: TypeAlias = SyncServer | NativeListener
+
+
+class NativeEngine:
+    """The plane with all that feeds it and all that it feeds."""
+
+    def __init__(self, kit: Kit, module: NativeModule, ring: EventRing) -> None:
+        self.module = module
+        self._kit = kit
+        self._folder = SocketFolder()
+        settings = kit.settings
+        self._plane: DataPlane = module.DataPlane(
+            json.dumps(volary_contract.methods()),
+            settings.jwks_file,
+            settings.revocations_file,
+            self._folder.socket,
+            list(BUCKETS_S),
+            kit.ruling.max_calls,
+            settings.event_capacity if settings.redis_url else 0,
+            MAX_QUEUE,
+            kit.telemetry.resource,
+        )
+        self._records = NativeRecords(self._plane, kit.ruling.metrics, kit.telemetry, ring)
+        self._events: NativeEvents | None = None
+        if settings.redis_url is not None:
+            self._events = NativeEvents(self._plane, redis_client(settings.redis_url))
+
+    @property
+    def address(self) -> Address:
+        """Where the Python server behind it listens."""
+        return self._folder.address
+
+    def listener(self, behind: SyncServer) -> NativeListener:
+        """Return the listener of the data port."""
+        address = address_of(self._kit.settings, self._kit.settings.port)
+        return NativeListener(self._plane, behind, self._kit.health, address)
+
+    def start(self, versions: Versions, failpoints: Failpoints) -> None:
+        """Follow the versions, and begin to fetch what calls leave behind."""
+        NativeTable(self._plane, versions, failpoints).publish()
+        self._records.start()
+        if self._events is not None:
+            self._events.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what is left."""
+        if self._events is not None:
+            self._events.close(timeout_s)
+        self._records.close()
+        self._folder.remove()
+
+
+def chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
+    """Return the native engine, None for the Python one alone; raise SettingsError.
+
+    The file `engine` in the data folder says which one it is.
+    """
+    native = _chosen(kit, ring)
+    kit.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}\n")
+    return native
+
+
+def _chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
+    # `auto` is Python until the native engine has been through the whole mesh
+    if kit.settings.engine != "native":
+        return None
+    try:
+        if kit.settings.tls_cert_file is not None:
+            raise modules.Unavailable("the native engine has no TLS: Envoy or python does")
+        return NativeEngine(kit, modules.load(), ring)
+    except modules.Unavailable as error:
+        raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
+
+
+def engine_name(native: NativeEngine | None) -> str:
+    """Return what reports and `status` call the engine."""
+    return "python" if native is None else "native"
+
+
+def loader_of(
+    kit: Kit,
+    native: NativeEngine | None,
+    journal: RunJournal,
+    residence: Residence,
+    plans: PlanCache | None,
+) -> Loader:
+    """Return what makes packages serve in the engine that runs.
+
+    Graphs that may be forgotten, and those on TensorRT, are run by the Python engine alone.
+    """
+    settings = kit.settings
+    policy = BatchPolicy(
+        max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / MICROS
+    )
+    if native is None or settings.memory_budget_bytes or plans is not None:
+        return Loader(policy, kit.clock, journal, residence, plans)
+    return NativeLoader(native.module, policy, kit.clock, journal, residence)
