@@ -9,9 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.cores import Cores, TooFewCores
 from bench.inference import measuring
 from bench.inference.measuring import FULL, QUICK, Small, Times
-from bench.inference.served import PYTHON, Cores, Served, echo, engines, served, write_bodies
+from bench.inference.served import PYTHON, Served, echo, engines, served, write_bodies
 from bench.load.generator import BenchError, Generator, built
 from bench.report import Goal, Line, header, print_lines, say
 
@@ -57,7 +58,7 @@ async def _own(
     tokens: dict[str, int],
     times: Times,
 ) -> list[Line]:
-    bound = json.loads(BOUNDS.read_text())[server.engine]
+    bound = json.loads(BOUNDS.read_text()).get(server.engine)
     return [
         *measuring.small_lines(own, reference, bound),
         await measuring.heavy(generator, server, limit, times),
@@ -84,7 +85,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="volary-bench-") as folder:
             engine, lines = asyncio.run(measure(Path(folder), QUICK if asked.quick else FULL))
-    except BenchError as problem:
+    except (BenchError, TooFewCores) as problem:
         say(f"error: {problem}")
         return 1
     top.append(f"engine: {engine}; server and load on one core each")

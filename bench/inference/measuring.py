@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.cores import Cores, on_core
 from bench.inference import graphs
-from bench.inference.served import Cores, Served, cpu_s, on_core
+from bench.inference.served import Served, cpu_s
 from bench.load.generator import Generator, Outcome, Target
 from bench.report import Goal, Line
 
@@ -32,7 +33,7 @@ class Times:
     copies_s: float
 
 
-QUICK = Times(load_s=2.5, warmup_s=0.7, swaps=25, copies_s=3.0)
+QUICK = Times(load_s=2.5, warmup_s=0.7, swaps=8, copies_s=3.0)
 FULL = Times(load_s=10.0, warmup_s=2.0, swaps=1_000, copies_s=60.0)
 
 

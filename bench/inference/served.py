@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from volary_cli.launcher.engines import RedisEngine, free_port, running
 from volary_inference.settings import InferenceSettings
 from volary_kit.testing import eventually
 
+from bench.cores import Cores, on_core
 from bench.inference import graphs
 from bench.load.generator import BenchError, Target
 from tests.unit.inference.peers import Keys, Peers
@@ -34,33 +34,6 @@ START_S, LOAD_S = 60.0, 30.0
 TOKEN = np.array([17.0, 18.0, 19.0, 20.0], np.float32)  # found in the body again, to be replaced
 SETTING = "engine"
 NATIVE, PYTHON = "native", "python"
-
-
-@dataclass(frozen=True)
-class Cores:
-    """The server has one core, everything else the other."""
-
-    server: int
-    rest: int
-
-    @classmethod
-    def pick(cls) -> Cores:
-        """Return two of the cores that this process may use; raise BenchError for a single one."""
-        found = sorted(os.sched_getaffinity(0))
-        if len(found) < 2:
-            raise BenchError("the server and the load need a core each, and there is only one")
-        return cls(found[0], found[-1])
-
-
-@contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Let what is started in the block run on one core alone."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def engines() -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cores import on_core
 from bench.report import say
 
 CRATE = Path(__file__).resolve().parent
@@ -64,13 +64,13 @@ class Generator:
             words += ["--header", f"{name}={text}"]
         for name, value in ({"seconds": seconds} | options).items():
             words += [f"--{name.replace('_', '-')}", f"{value:g}"]
-        child = await asyncio.create_subprocess_exec(
-            self._binary,
-            *words,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            preexec_fn=lambda: os.sched_setaffinity(0, {self._core}),
-        )
+        with on_core(self._core):
+            child = await asyncio.create_subprocess_exec(
+                self._binary,
+                *words,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
         try:
             async with asyncio.timeout(seconds + MARGIN_S):
                 output, problem = await child.communicate()
@@ -79,7 +79,8 @@ class Generator:
                 child.kill()
                 await child.wait()
         if child.returncode:
-            raise BenchError(f"the load generator failed: {problem.decode().strip()}")
+            text = problem.decode().strip() or f"it ended with {child.returncode}"
+            raise BenchError(f"the load generator failed: {text}")
         found: dict[str, Any] = json.loads(output)
         return Outcome(**found)
 
