@@ -89,14 +89,14 @@ class NativeLoader(Loader):
         key: VersionKey,
         graph: Graph,
         run_times: RunTimes,
-        guard: Guard,
+        guard: Guard | None = None,
         slot: Slot | None = None,
         reading: Reading | None = None,
     ) -> Serving:
         """Start the batching threads of a warm graph; a guarded version is Python's alone."""
         serving = super().serve(key, graph, run_times, guard, slot, reading)
         native = self._loaded.pop(graph, None)
-        if native is None or not guard.is_plain:
+        if native is None or not serving.guard.is_plain:
             return serving
         native.start(f"{key.model}@{key.version}")
         return replace(serving, twin=NativeTwin(native))
