@@ -66,7 +66,10 @@ async def serving(
     peers.gateway.want(
         peers.registry.add(1, graphs.sigmoid_sum(), golden=golden, production=True),
         peers.registry.add(
-            2,
+            2, graphs.sigmoid_sum(bias=1.0), feature_set="set@3", schema_hash="hash-3"
+        ),
+        peers.registry.add(
+            4,
             graphs.sigmoid_sum(bias=1.0),
             golden=background,
             serving=declared,
@@ -222,7 +225,7 @@ async def test_the_server_describes_itself_and_its_models(serving: Replica) -> N
     assert (await stub.ModelReady(v2.ModelReadyRequest(name="m"))).ready
     assert not (await stub.ModelReady(v2.ModelReadyRequest(name="m", version="9"))).ready
     metadata = await stub.ModelMetadata(v2.ModelMetadataRequest(name="m"))
-    assert list(metadata.versions) == ["1", "2", "3"]
+    assert list(metadata.versions) == ["1", "2", "3", "4"]
     assert list(metadata.inputs[0].shape) == [-1, 3]
     config = (await stub.ModelConfig(v2.ModelConfigRequest(name="m"))).config
     assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3])
@@ -297,45 +300,6 @@ async def test_another_schema_than_the_trained_one_is_refused(serving: Replica) 
     with pytest.raises(errors.FailedPrecondition) as caught:
         await serving.predictions().Predict(ask(version=0))
     assert caught.value.reason == "FEATURE_SET_MISSING"
-
-
-async def test_a_prediction_is_explained_and_its_parts_add_up(serving: Replica) -> None:
-    def request(**more: int) -> prediction_service_pb2.ExplainRequest:
-        return prediction_service_pb2.ExplainRequest(model="m", prediction=ask(), **more)
-
-    reply = await serving.predictions().Explain(request(max_evaluations=200))
-    parts = {each.feature: each.contribution for each in reply.attributions}
-    assert reply.base_score + sum(parts.values()) == pytest.approx(reply.prediction.score, abs=1e-6)
-    assert reply.evaluations == 200
-    assert next(each.feature for each in reply.attributions) == "view.f1"  # -1.5 moves most
-    assert parts["view.f1"] < 0 < parts["view.f2"]
-    assert {each.feature: each.value for each in reply.attributions}["view.f2"] == 2.0
-    # the second lowered the score: it is no reason for it
-    assert list(reply.prediction.decision.reason_codes) == ["HIGH", "THIRD_IS_HIGH"]
-    assert reply.prediction.decision.action == "hold"
-    with pytest.raises(errors.InvalidArgument) as caught:
-        await serving.predictions().Explain(request(max_evaluations=3))
-    assert caught.value.reason == "BUDGET_TOO_SMALL"
-
-
-async def test_a_rule_answers_for_a_version_that_fails_and_the_reply_says_so(
-    serving: Replica,
-) -> None:
-    fault = control_service_pb2.Failpoint(
-        id="rule", project="default", model="m", version=2, fail_share=1.0, fail_code=13
-    )
-    control = serving.control()
-    await control.ArmFailpoint(control_service_pb2.ArmFailpointRequest(failpoint=fault))
-    try:
-        call = serving.predictions().Predict(ask())
-        reply = await call
-        trailers = dict(await call.trailing_metadata())
-    finally:
-        await control.DisarmFailpoint(control_service_pb2.DisarmFailpointRequest(id="rule"))
-    assert (reply.score, reply.provenance.tier) == (0.5, "rule")
-    assert trailers["volary-tier"] == "rule"
-    assert list(reply.decision.reason_codes) == ["LOW"]
-    assert (await serving.predictions().Predict(ask())).provenance.tier == "model"
 
 
 async def test_every_reply_becomes_one_event(serving: Replica, redis: Redis) -> None:
@@ -414,3 +378,43 @@ async def test_the_control_port_takes_service_tokens_only(serving: Replica) -> N
         ("root", 1),
     ]
     assert listed.engine == serving.engine
+
+
+async def test_a_prediction_is_explained_and_its_parts_add_up(serving: Replica) -> None:
+    def request(**more: int) -> prediction_service_pb2.ExplainRequest:
+        return prediction_service_pb2.ExplainRequest(model="m", prediction=ask(version=4), **more)
+
+    reply = await serving.predictions().Explain(request(max_evaluations=200))
+    parts = {each.feature: each.contribution for each in reply.attributions}
+    assert reply.base_score + sum(parts.values()) == pytest.approx(reply.prediction.score, abs=1e-6)
+    assert reply.evaluations == 200
+    sizes = [abs(each.contribution) for each in reply.attributions]
+    assert sizes == sorted(sizes, reverse=True)
+    assert parts["view.f1"] < 0 < parts["view.f2"]
+    assert {each.feature: each.value for each in reply.attributions}["view.f2"] == 2.0
+    # the second lowered the score: it is no reason for it
+    assert list(reply.prediction.decision.reason_codes) == ["HIGH", "THIRD_IS_HIGH"]
+    assert reply.prediction.decision.action == "hold"
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await serving.predictions().Explain(request(max_evaluations=3))
+    assert caught.value.reason == "BUDGET_TOO_SMALL"
+
+
+async def test_a_rule_answers_for_a_version_that_fails_and_the_reply_says_so(
+    serving: Replica,
+) -> None:
+    fault = control_service_pb2.Failpoint(
+        id="rule", project="default", model="m", version=4, fail_share=1.0, fail_code=13
+    )
+    control = serving.control()
+    await control.ArmFailpoint(control_service_pb2.ArmFailpointRequest(failpoint=fault))
+    try:
+        call = serving.predictions().Predict(ask(version=4))
+        reply = await call
+        trailers = dict(await call.trailing_metadata())
+    finally:
+        await control.DisarmFailpoint(control_service_pb2.DisarmFailpointRequest(id="rule"))
+    assert (reply.score, reply.provenance.tier) == (0.5, "rule")
+    assert trailers["volary-tier"] == "rule"
+    assert list(reply.decision.reason_codes) == ["LOW"]
+    assert (await serving.predictions().Predict(ask(version=4))).provenance.tier == "model"

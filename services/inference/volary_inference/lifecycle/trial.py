@@ -104,7 +104,7 @@ class Trials:
             "golden": package.golden,
         }
         given = json.dumps(order).encode() + WORD + package.graph
-        child = await asyncio.to_thread(_child)
+        child = _child()  # a few milliseconds; a cancellation cannot come between it and the kill
         try:
             said, _ = await asyncio.to_thread(child.communicate, given, self._limits.timeout_s)
         except subprocess.TimeoutExpired:
