@@ -19,7 +19,7 @@ def answered(i: int, version: int, score: float, **more):
         START_US + i * 1_000_000,
         score=score,
         version=version,
-        request_key=f"key-{i}",
+        request_key=f"key-{i:03}",
         shadow=version == 2,
         route=more.pop("route", ROUTE),
         **more,

@@ -218,4 +218,4 @@ async def test_a_hundred_rollouts_of_days_end_as_they_should(time_skipping):
             status = await (await started(time_skipping, queue, spec)).result()
             assert status.state == ("ROLLED_BACK" if is_bad else "PROMOTED")
             assert world.production == (1 if is_bad else 2)
-            assert status.history[-1].at_s - status.history[0].at_s >= 19 * HOUR_S
+            assert status.history[-1].at_s - status.history[0].at_s >= 18 * HOUR_S
