@@ -49,6 +49,9 @@ set_up() {
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || fail "runs on x86-64 Linux; this is $(uname -s) on $(uname -m)"
   say "setting up $here/.venv: about 2.5 GB to download and 7 GB on disk, most of it the CUDA"
   say "libraries that torch brings; 2 to 15 minutes, seconds when uv's cache is warm"
+  if command -v cargo >/dev/null 2>&1; then
+    say "and, by cargo, about 30 MB of crates for the native inference engine: 2 to 5 minutes to build"
+  fi
   free_kb=$(df -Pk "$here" | awk 'NR == 2 { print $4 }')
   if [ ! -d "$here/.venv" ] && [ "$free_kb" -lt 8000000 ]; then
     fail "the disk of $here has $((free_kb / 1000000)) GB left and set-up needs 8 GB"
@@ -58,6 +61,7 @@ set_up() {
   if [ -n "$cert" ]; then export SSL_CERT_FILE="$cert"; fi
   if [ -n "${PIP_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"; fi
   export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" UV_PROJECT_ENVIRONMENT="$here/.venv"
+  export UV_COMPILE_BYTECODE_TIMEOUT="${UV_COMPILE_BYTECODE_TIMEOUT:-600}" # a loaded machine
   unset VIRTUAL_ENV
   python='' any_python='' uv=''
   find_python
