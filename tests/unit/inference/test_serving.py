@@ -375,6 +375,7 @@ async def test_the_control_port_takes_service_tokens_only(serving: Replica) -> N
         ("m", 1),
         ("m", 2),
         ("m", 3),
+        ("m", 4),
         ("root", 1),
     ]
     assert listed.engine == serving.engine

@@ -166,11 +166,12 @@ def test_a_journal_without_room_notes_nothing_and_breaks_nothing(tmp_path: Path)
 
 async def test_a_trial_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
     trials = Trials(Crashes(tmp_path), GENEROUS, 1)
-    task = asyncio.create_task(trials.require(package(endless())))
     children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = set(children.read_text().split())  # the engines of other tests
+    task = asyncio.create_task(trials.require(package(endless())))
 
     def alive() -> bool:
-        return bool(children.read_text().split())
+        return bool(set(children.read_text().split()) - before)
 
     for _ in range(1_000):
         if alive():
