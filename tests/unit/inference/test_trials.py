@@ -167,11 +167,15 @@ def test_a_journal_without_room_notes_nothing_and_breaks_nothing(tmp_path: Path)
 async def test_a_trial_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
     trials = Trials(Crashes(tmp_path), GENEROUS, 1)
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = set(children.read_text().split())  # the engines of other tests
+
+    def running() -> set[str]:
+        return set(children.read_text().split())
+
+    before = running()  # the engines of other tests
     task = asyncio.create_task(trials.require(package(endless())))
 
     def alive() -> bool:
-        return bool(set(children.read_text().split()) - before)
+        return bool(running() - before)
 
     for _ in range(1_000):
         if alive():
