@@ -222,7 +222,9 @@ def served(generation, version, calls, *, shadow=False, code=0):
         version=version,
         shadow=shadow,
         outcomes=[
-            evidence_pb2.OutcomeCount(code=code, tier="model", count=calls, first_attempts=calls)
+            evidence_pb2.OutcomeCount(
+                code=code, tier="model", count=calls, first_attempts=calls, error_event=code != 0
+            )
         ],
         complete=True,
     )
