@@ -14,6 +14,9 @@ use crate::records::{Identity, Records};
 use crate::upstream::Upstream;
 use crate::version::{locked, Version};
 
+/// Calls of one method: its path, how many by code, by latency bucket, and seconds in all.
+pub type Counted<Codes> = (&'static str, Codes, Vec<u64>, f64);
+
 const BEARER: &str = "bearer ";
 const CODES: [Code; 5] = [
     Code::Ok,
@@ -203,7 +206,7 @@ impl Plane {
     }
 
     /// Take what was counted since the last time, of the methods that were called.
-    pub fn take_counts(&self) -> Vec<(&'static str, Vec<(&'static str, u64)>, Vec<u64>, f64)> {
+    pub fn take_counts(&self) -> Vec<Counted<Vec<(&'static str, u64)>>> {
         METHODS
             .iter()
             .zip(&self.counts)

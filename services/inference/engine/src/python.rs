@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::contract::rows_of;
-use crate::plane::{Loaded, Plane, Table};
+use crate::plane::{Counted, Loaded, Plane, Table};
 use crate::queue::CLOSINGS;
 use crate::records::{Identity, Records};
 use crate::server::Server;
@@ -275,11 +275,11 @@ impl DataPlane {
 
     /// Events that wait to be taken.
     fn queued_events(&self) -> usize {
-        self.plane.records.predictions.len()
+        self.plane.records.predictions.waiting()
     }
 
     /// Calls that ended since the last time: (method, {code: calls}, buckets, seconds).
-    fn take_counts(&self) -> Vec<(&'static str, HashMap<&'static str, u64>, Vec<u64>, f64)> {
+    fn take_counts(&self) -> Vec<Counted<HashMap<&'static str, u64>>> {
         let taken = self.plane.take_counts().into_iter();
         taken
             .map(|(path, codes, buckets, s)| (path, codes.into_iter().collect(), buckets, s))

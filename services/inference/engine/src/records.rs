@@ -291,7 +291,8 @@ impl<T> Ring<T> {
         held.0.drain(..count).collect()
     }
 
-    pub fn len(&self) -> usize {
+    /// How many wait to be taken.
+    pub fn waiting(&self) -> usize {
         locked(&self.held).0.len()
     }
 
