@@ -14,10 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from volary_client import Client
+
+from tests.end_to_end.leakage import Landings
 
 PORT_BASE = 18_700
 ROOT = Path(__file__).parents[2]
@@ -122,6 +128,22 @@ def test_truth_came_in_and_drift_was_found(told: Any) -> None:
     assert first["labelled"] > 0.5 * first["predictions"] > 500
     assert 0.55 < first["auc"] < 1
     assert report["drift"]
+
+
+def test_nothing_was_learned_that_was_not_known_when_a_flight_left(
+    told: Any, data_dir: Path
+) -> None:
+    status = json.loads(volary("status", "--json", "--data-dir", str(data_dir)).stdout)
+    with Client(status["gateway"], status["api_key"]) as client:
+        table = client.read_training_set(told[0]["production"]["training_set"])
+    asked_us = table["event_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    last = datetime.fromtimestamp(int(asked_us.max()) / 1e6, UTC)
+    landings, subjects = Landings(last + timedelta(days=1)), table["subject"].to_pylist()
+    counted = table["origin-delays.flights_3h"].to_numpy()
+    assert len(table) > 10_000
+    assert np.array_equal(counted, landings.counted(subjects, asked_us))
+    ahead = landings.counted(subjects, asked_us, ahead_us=60_000_000)
+    assert not np.array_equal(counted, ahead)  # a minute of the future would have been seen
 
 
 def test_one_trace_leads_from_envoy_to_redis(told: Any) -> None:
