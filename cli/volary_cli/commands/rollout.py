@@ -122,7 +122,7 @@ def explain(
             return explanations(await _evaluations(client, model, rollout))
 
     found = asyncio.run(asked())
-    if not found:
+    if all(each.kind == "gate" for each in found):  # the gate is the version's, not the rollout's
         raise CommandError(f"nothing is stored of rollout {rollout}", Exit.REFUSED)
     if as_json:
         print_json([asdict(each) for each in found])
