@@ -174,9 +174,11 @@ class Story:
         following = asyncio.ensure_future(self._followed(handle))
         # shadow would have caught it before it hurt anybody: it breaks once it serves
         await self._in_canary(version, following)
-        async with armed(self.folder, self.components, self.spec.model, version, fault):
-            self.stage.say(f"[red]the fault is armed[/] for version {version}")
-            ended = await following
+        if not following.done():
+            async with armed(self.folder, self.components, self.spec.model, version, fault):
+                self.stage.say(f"[red]the fault is armed[/] for version {version}")
+                await asyncio.wait({following})
+        ended = await following
         state = ended.rollout.state if ended.rollout else ""
         if ended.version != version or state != "ROLLED_BACK":
             raise StoryError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from volary_ingest.connectors import read
+from volary_ingest.domain.contract import NullRate, QuarantineRate, judged
 from volary_ingest.domain.intake import Intake, take
 from volary_ingest.domain.source import Source
 from volary_kit.documents import read_documents
@@ -64,6 +65,24 @@ def test_each_trap_has_its_rule(
     taken: dict[str, Intake], source: str, rule: str, rows: int
 ) -> None:
     assert rows_of(taken[source], rule) == rows
+
+
+def test_no_pull_of_a_blizzard_is_taken_for_a_broken_feed() -> None:
+    """Pulls begin and end anywhere: whatever batch of the true year is taken, none is halted."""
+    (document,) = read_documents(FLIGHTS / "source-landings.yaml")
+    source = document.check(Source)
+    year = read(source).sort("time_hour", "minute")
+    rules = [rule for rule in source.spec.contract if isinstance(rule, NullRate | QuarantineRate)]
+    assert {rule.severity for rule in rules} == {"warn", "halt"}
+    worst = 0.0
+    for rows in (3_000, 5_000):
+        for begin in range(0, year.height - rows, 250):
+            batch = year.slice(begin, rows)
+            never_landed = batch.get_column("arr_delay").null_count()
+            found = [judged(rule, batch, never_landed) for rule in rules]
+            assert not [each for each in found if each is not None and each.severity == "halt"]
+            worst = max(worst, never_landed / rows)
+    assert worst > 0.3
 
 
 def test_tail_numbers_that_are_not_in_planes_are_noted(taken: dict[str, Intake]) -> None:
