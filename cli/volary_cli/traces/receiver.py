@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import asyncpg
 from prometheus_client import Counter
 from volary.otlp.v1 import trace_pb2
+from volary_kit.database import BROKEN
 
 from volary_cli.traces.otlp import spans_of
 from volary_cli.traces.spans import Span
@@ -48,7 +48,7 @@ class SpanQueue:
         while True:
             try:
                 await self._store.add(batch)
-            except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError):
+            except BROKEN:
                 await asyncio.sleep(RETRY_S)
             else:
                 return

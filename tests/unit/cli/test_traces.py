@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 from volary.otlp.v1.trace_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
@@ -149,6 +150,30 @@ async def test_a_full_queue_drops_and_says_so(store: SpanStore) -> None:
     handler = TraceHandler(SpanQueue(store, 2))
     reply = await handler.Export(request_of(1, 2, 3), None)
     assert reply.partial_success.rejected_spans == 1
+
+
+async def test_a_batch_that_met_the_database_shutting_down_is_written_once_it_is_back(
+    store: SpanStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, refused = store.add, []
+
+    async def shutting_down_once(spans: list[Span]) -> None:
+        if not refused:
+            refused.append(len(spans))
+            raise asyncpg.AdminShutdownError("terminating connection")
+        await add(spans)
+
+    monkeypatch.setattr(store, "add", shutting_down_once)
+    queue = SpanQueue(store, 10)
+    writing = asyncio.create_task(queue.write())
+    for span in spans_of(request_of(1)):
+        assert queue.offer(span)
+    async with asyncio.timeout(20):
+        while not await store.trace(TRACE):
+            assert not writing.done()
+            await asyncio.sleep(0.05)
+    writing.cancel()
+    assert refused == [1]
 
 
 async def test_the_receiver_takes_spans_over_grpc_and_outlives_its_database(
