@@ -104,7 +104,7 @@ async def _superseded(client: Client, workflow_id: str, spec: RolloutSpec) -> No
 
 def _require_sound(spec: RolloutSpec) -> None:
     try:
-        require_sound(spec)
+        require_sound(spec, is_new=True)
     except SpecificationError as error:
         raise InvalidArgument(
             "SPECIFICATION_INVALID", str(error), violations=error.problems

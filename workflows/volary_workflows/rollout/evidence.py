@@ -40,9 +40,9 @@ def counts_of(variants: Iterable[evidence_pb2.VariantCounters]) -> Counts:
     """Return the counts of one version in one cell; several rows are added up.
 
     First attempts alone: a retry is no event of its own. Which outcomes count against a version
-    is gateway's to say.
+    is gateway's to say, and in which step a user's first error of the rollout fell.
     """
-    calls = errors = users = users_with_error = 0
+    calls = errors = users = users_with_error = users_first_error = 0
     latency: list[int] = []
     for variant in variants:
         for outcome in variant.outcomes:
@@ -51,7 +51,8 @@ def counts_of(variants: Iterable[evidence_pb2.VariantCounters]) -> Counts:
         latency = _added(latency, list(variant.latency.counts))
         users += variant.users.users
         users_with_error += variant.users.users_with_error
-    return Counts(calls, errors, latency, users, users_with_error)
+        users_first_error += variant.users.users_first_error
+    return Counts(calls, errors, latency, users, users_with_error, users_first_error)
 
 
 def edges_of(evidence: evidence_pb2.Evidence) -> list[int]:

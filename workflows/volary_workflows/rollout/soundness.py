@@ -49,10 +49,16 @@ class SpecificationError(ValueError):
         super().__init__("; ".join(f"{field}: {text}" for field, text in problems.items()))
 
 
-def require_sound(spec: RolloutSpec, problems: Mapping[str, str] | None = None) -> None:
-    """Raise SpecificationError with everything that is wrong, after `problems` found before."""
+def require_sound(
+    spec: RolloutSpec, problems: Mapping[str, str] | None = None, *, is_new: bool = False
+) -> None:
+    """Raise SpecificationError with everything that is wrong, after `problems` found before.
+
+    A rollout that `is_new` must also keep the rules that came after the first release: one in
+    flight goes on under those that it was started with.
+    """
     found = dict(problems or {})
-    for field, text in _problems(spec):
+    for field, text in [*_problems(spec), *(_unprotected(spec.guards) if is_new else [])]:
         found.setdefault(field, text)
     if found:
         raise SpecificationError(found)
@@ -189,6 +195,14 @@ def _guard_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
     alphas = [guard.alpha for guard in spec.guards]
     if all(0 < alpha < 1 for alpha in alphas) and sum(alphas) >= 1:
         yield "guards", "their alphas must sum to less than 1"
+
+
+def _unprotected(guards: list[Guard]) -> Iterator[tuple[str, str]]:
+    """Yield what no guard of a plan would see: failures, or that the candidate is good enough."""
+    if not any(guard.kind == ERROR_RATE for guard in guards):
+        yield "guards", "one of kind error_rate must decide: nothing else sees calls that fail"
+    if not any(guard.promotes and guard.kind != PREDICTION_DISTRIBUTION for guard in guards):
+        yield "guards", "must be 1 or more that can promote"
 
 
 def _kind_problems(guard: Guard, at: str, spec: RolloutSpec) -> Iterator[tuple[str, str]]:

@@ -75,7 +75,7 @@ def read_specification(
         notify=[reader.hook(row, i) for i, row in enumerate(reader.rows(document, "notify"))],
         **more,
     )
-    require_sound(spec, reader.problems)
+    require_sound(spec, reader.problems, is_new=True)
     return spec
 
 

@@ -354,6 +354,42 @@ async def test_quality_is_judged_on_the_pairs_whose_truth_is_known(guard, compar
     assert recompute(stored["inputs"]).reasons == stored["reasons"]
 
 
+def sticky_variant(version, users, *, errors, first_errors, generation):
+    """Return what gateway counts of a version's users in one step."""
+    found = variant(version, [(0, "model", users)], generation=generation)
+    found.users.users, found.users.users_with_error = users, errors
+    found.users.users_first_error = first_errors
+    return found
+
+
+@pytest.mark.parametrize(
+    ("is_counted", "verdict"), [(True, "FAIL"), (False, "INCONCLUSIVE")], ids=["first", "none"]
+)
+async def test_users_first_errors_add_up_over_sticky_steps(is_counted, verdict):
+    """Three steps of which none says enough by itself, each of 10 %, of users who err anew."""
+    steps = [TrafficStep(f"step-{g}", g, 1_000) for g in (8, 9, 10)]
+    peers = Peers(
+        evidence=evidence_pb2.Evidence(
+            variants=[
+                sticky_variant(
+                    version,
+                    users,
+                    errors=errors,
+                    first_errors=errors * is_counted,
+                    generation=step.generation,
+                )
+                for step in steps
+                for version, users, errors in ((2, 400, 8), (1, 3_600, 24))
+            ],
+            generation=10,
+        )
+    )
+    asked = replace(task(1, is_due=True), written=steps, sticky=True, guards=[Guard(ceiling=0.0)])
+    async with serving(peers) as activities:
+        look = await run(activities.judge_rollout, asked)
+    assert look.verdict == verdict
+
+
 async def test_predictions_that_shift_ask_for_a_person():
     bins = [0] * 100
     bins[9] = 400  # what the baseline scores lowest the candidate scores highest

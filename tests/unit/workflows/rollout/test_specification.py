@@ -46,7 +46,10 @@ def test_texts_become_numbers():
             "steps": [{"weight": "2.5%", "min_duration": "90s", "min_requests": 10.0}],
             "bake": "24h",
             "poll": "250ms",
-            "guards": [{"kind": "latency_quantile", "limit": "250ms", "ceiling": "5%"}],
+            "guards": [
+                {"kind": "latency_quantile", "limit": "250ms", "ceiling": "5%"},
+                {"kind": "error_rate"},
+            ],
             "approval": {"mode": "manual", "who": ["principals/ada"], "expire": "2d"},
         }
     )
@@ -202,9 +205,13 @@ def test_guards_on_the_pairs_of_a_shadow_have_margins_of_their_own():
         {
             "shadow": {"min_requests": 500},
             "steps": [{"weight": "10%"}],
-            "guards": [{"kind": "quality"}, {"kind": "prediction_distribution"}],
+            "guards": [
+                {"kind": "error_rate"},
+                {"kind": "quality"},
+                {"kind": "prediction_distribution"},
+            ],
         }
     )
-    quality, distribution = spec.guards
+    _, quality, distribution = spec.guards
     assert (quality.metric, quality.margin) == ("accuracy", 0.02)
     assert (distribution.metric, distribution.min_effect) == ("score", 0.1)
