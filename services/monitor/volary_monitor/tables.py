@@ -63,6 +63,18 @@ truths = _table(
     label=sa.Double,
     known_us=sa.BigInteger,
 )
+outcomes = _table(
+    "outcomes",
+    project=sa.Text,
+    model=sa.Text,
+    metric=sa.Text,
+    prediction_id=sa.Text,
+    position=sa.BigInteger,
+    unit_hash=sa.LargeBinary,
+    value=sa.Double,
+    known_us=sa.BigInteger,
+    recorded_us=sa.BigInteger,
+)
 watermarks = _table("watermarks", project=sa.Text, source=sa.Text, watermark_us=sa.BigInteger)
 windows = _table(
     "windows",

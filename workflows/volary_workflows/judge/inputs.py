@@ -42,6 +42,7 @@ class Guard:
     `quality` and `business` compare means of scores scaled to [0, 1] (`judge.scores`): there
     `margin` and `min_effect` are absolute, 0.01 is one point of the scale. `higher_is_better`
     says which way worse lies; for paired outcomes and differences, which are losses, it is moot.
+    A business metric is worth 0 at `lower` and 1 at `upper`, and no less or more beyond.
     `prediction_distribution` compares ten bins; it pauses, where the shares of the bins differ by
     `min_effect` (total variation) or more, and neither rolls back nor promotes.
     """
@@ -55,6 +56,8 @@ class Guard:
     min_effect: float = 0.002
     promotes: bool = True
     higher_is_better: bool = True
+    lower: float = 0.0
+    upper: float = 1.0
 
     @property
     def tolerated_ratio(self) -> float:

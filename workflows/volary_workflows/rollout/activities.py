@@ -33,6 +33,7 @@ from volary_workflows.judge.verdict import Verdict, judge
 from volary_workflows.rollout.evidence import cells_of, edges_of, latency_of, step_calls
 from volary_workflows.rollout.messages import WHOLE, Look, RolloutSpec
 from volary_workflows.rollout.names import model_name, traffic_name, version_name
+from volary_workflows.rollout.outcomes import Outcomes
 from volary_workflows.rollout.shadow_diffs import ShadowPairs, paired_inputs
 from volary_workflows.rollout.soundness import PAIRED_KINDS
 from volary_workflows.rollout.tasks import (
@@ -60,6 +61,7 @@ class RolloutActivities:
     def __init__(self, channels: Channels, webhooks: Webhooks, clock: Clock) -> None:
         self._webhooks = webhooks
         self._pairs = ShadowPairs(channels)
+        self._outcomes = Outcomes(channels)
         self._clock = clock
         gateway, registry = channels.to("gateway"), channels.to("registry")
         self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(gateway)
@@ -195,9 +197,13 @@ class RolloutActivities:
             sticky=task.sticky,
             acknowledged=task.acknowledged,
         )
-        if any(guard.kind in PAIRED_KINDS for guard in [*task.guards, *task.dry_run]):
+        every = [*task.guards, *task.dry_run]
+        if any(guard.kind in PAIRED_KINDS for guard in every):
             pairs = await self._pairs.compared(task.subject, task.baseline, task.rollout)
             inputs = paired_inputs(inputs, pairs)
+        inputs = await self._outcomes.scored(
+            inputs, every, task.subject, task.baseline, task.rollout
+        )
         verdict = judge(inputs)
         trial = judge(replace(inputs, guards=task.dry_run)) if task.dry_run else None
         look = Look(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from volary_workflows.judge.inputs import (
     LATENCY_QUANTILE,
     PREDICTION_DISTRIBUTION,
     QUALITY,
+    SCORED_KINDS,
     Guard,
 )
 from volary_workflows.rollout.freezing import WEEK_S
@@ -29,7 +31,6 @@ MOST_STEPS = 50
 MOST_APPROVERS = 20
 MOST_WINDOWS = 100
 MOST_HOOKS = 10
-LATER_KINDS = (BUSINESS,)  # judged, but nothing feeds it yet
 METRICS = {
     ERROR_RATE: ("error_rate", "errors"),
     LATENCY_QUANTILE: ("latency", "latency_quantile"),
@@ -37,6 +38,8 @@ METRICS = {
     PREDICTION_DISTRIBUTION: ("score",),
 }
 PAIRED_KINDS = (QUALITY, PREDICTION_DISTRIBUTION)  # fed by the pairs of a shadow
+KINDS = (*METRICS, BUSINESS)
+METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")  # of the business: as its outcomes are recorded
 ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 HEADER = re.compile(r"[a-z0-9-]{0,64}")
 
@@ -206,18 +209,31 @@ def _unprotected(guards: list[Guard]) -> Iterator[tuple[str, str]]:
 
 
 def _kind_problems(guard: Guard, at: str, spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if guard.kind in LATER_KINDS:
-        yield f"{at}.kind", f"{guard.kind} is not fed by this version"
-    elif guard.kind not in METRICS:
-        yield f"{at}.kind", f"must be one of {', '.join(METRICS)}"
+    if guard.kind not in KINDS:
+        yield f"{at}.kind", f"must be one of {', '.join(KINDS)}"
+    elif guard.kind == BUSINESS:
+        yield from _business_problems(guard, at, spec)
     elif guard.metric not in METRICS[guard.kind]:
         yield f"{at}.metric", f"must be one of {', '.join(METRICS[guard.kind])}"
     elif guard.kind == LATENCY_QUANTILE and spec.sticky_by:
         yield f"{at}.kind", "sticky users are compared by their first error only"
     elif guard.kind in PAIRED_KINDS and spec.shadow is None:
         yield f"{at}.kind", f"{guard.kind} is judged on the pairs of a shadow: declare one"
-    if guard.kind == QUALITY and guard.margin >= 1:
+    if guard.kind in SCORED_KINDS and guard.margin >= 1:
         yield f"{at}.margin", "must be below 1: it is absolute, on a scale of 0 to 1"
+
+
+def _business_problems(guard: Guard, at: str, spec: RolloutSpec) -> Iterator[tuple[str, str]]:
+    if not METRIC.fullmatch(guard.metric):
+        yield f"{at}.metric", "must be letters, digits and _, as outcomes are recorded"
+    if not (math.isfinite(guard.lower) and math.isfinite(guard.upper)):
+        yield f"{at}.range", "must be finite"
+    elif guard.lower >= guard.upper:
+        yield f"{at}.range", "must be two numbers, the lower first"
+    same = [each for each in [*spec.guards, *spec.dry_run] if each.kind == BUSINESS]
+    ranges = {(each.lower, each.upper) for each in same if each.metric == guard.metric}
+    if len(ranges) > 1:
+        yield f"{at}.range", f"must be the same in every guard on {guard.metric}"
 
 
 def _number_problems(guard: Guard, at: str) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from volary_workflows.judge.inputs import (
+    BUSINESS,
     ERROR_RATE,
     LATENCY_QUANTILE,
     PREDICTION_DISTRIBUTION,
     QUALITY,
+    SCORED_KINDS,
     Guard,
 )
 from volary_workflows.rollout.messages import (
@@ -32,7 +34,7 @@ __all__ = ["SpecificationError", "read_specification", "require_sound"]
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 LATENCY_EFFECT = 0.05  # 5 more of 100 calls slower than a threshold
 DEFAULT_METRICS = {QUALITY: "accuracy", PREDICTION_DISTRIBUTION: "score"}
-QUALITY_MARGIN = 0.02  # two points of a hundred
+SCORE_MARGIN = 0.02  # two points of a hundred
 DISTRIBUTION_EFFECT = 0.1  # a tenth of the predictions in another bin
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 WEEKLY = re.compile(r"(mon|tue|wed|thu|fri|sat|sun) (\d\d):(\d\d)")
@@ -128,23 +130,36 @@ class _Reader:
     def guard(self, row: Mapping[str, Any], i: int) -> Guard:
         at = f"guards[{i}]."
         numbers = {"alpha", "margin", "ceiling", "min_effect"}
-        self.only(row, {*numbers, "metric", "kind", "limit", "promotes", "dry_run"}, at)
+        others = {"metric", "kind", "limit", "promotes", "dry_run", "range", "higher_is_better"}
+        self.only(row, {*numbers, *others}, at)
         kind = str(row.get("kind", ERROR_RATE))
         read: dict[str, Any] = {
             name: self.share(row[name], f"{at}{name}") for name in numbers if name in row
         }
         if kind == LATENCY_QUANTILE:
             read.setdefault("min_effect", LATENCY_EFFECT)
-        if kind == QUALITY:
-            read.setdefault("margin", QUALITY_MARGIN)
+        if kind in SCORED_KINDS:
+            read.setdefault("margin", SCORE_MARGIN)
         if kind == PREDICTION_DISTRIBUTION:
             read.setdefault("min_effect", DISTRIBUTION_EFFECT)
         if "limit" in row:
             read["limit_us"] = round(self.seconds(row["limit"], f"{at}limit") * 1_000_000)
-        if "promotes" in row:
-            read["promotes"] = bool(row["promotes"])
+        for name in ("promotes", "higher_is_better"):
+            if name in row:
+                read[name] = bool(row[name])
+        if "range" in row:
+            read["lower"], read["upper"] = self.interval(row["range"], f"{at}range")
+        if kind == BUSINESS and "metric" not in row:
+            self.problems[f"{at}metric"] = "must be the metric that outcomes are recorded under"
         metric = str(row.get("metric", DEFAULT_METRICS.get(kind, kind)))
         return Guard(metric=metric, kind=kind, **read)
+
+    def interval(self, value: Any, field: str) -> tuple[float, float]:
+        text = "must be two numbers, the lower first, such as [0, 100]"
+        if not isinstance(value, list) or len(value) != 2:
+            self.problems[field] = text
+            return 0.0, 1.0
+        return self._number(value[0], field, text), self._number(value[1], field, text)
 
     def approval(self, row: Any) -> ApprovalPolicy:
         if row is None:

@@ -11,7 +11,13 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from volary.monitor.v1 import monitor_service_pb2 as pb
-from volary.monitor.v1.monitor_pb2 import Alert, MonitorPolicy, Quality, ShadowComparison
+from volary.monitor.v1.monitor_pb2 import (
+    Alert,
+    MonitorPolicy,
+    OutcomeSums,
+    Quality,
+    ShadowComparison,
+)
 from volary.monitor.v1.monitor_service_pb2_grpc import MonitorServiceServicer
 from volary_kit import documents, names
 from volary_kit.calls import current_call
@@ -26,9 +32,10 @@ from volary_monitor.domain.shadows import Pairing
 from volary_monitor.domain.truth import Truth
 from volary_monitor.domain.windows import Span, window_of
 from volary_monitor.handlers import messages
+from volary_monitor.handlers.outcomes import outcome_of, question_of, recorded_of, sums_of
 from volary_monitor.judging import Judge
 from volary_monitor.shadow_reader import ShadowReader
-from volary_monitor.store import alerts, policies, predictions, truths, windows
+from volary_monitor.store import alerts, outcomes, policies, predictions, truths, windows
 
 Context = grpc.aio.ServicerContext[Any, Any]
 POLICY = "projects/{project}/monitorPolicies/{policy}"
@@ -194,6 +201,25 @@ class MonitorHandler(MonitorServiceServicer):
         return pb.RecordTruthResponse(
             recorded=recorded.new, duplicates=recorded.duplicates, corrected=recorded.corrected
         )
+
+    async def RecordOutcomes(
+        self, request: pb.RecordOutcomesRequest, context: Context
+    ) -> pb.RecordOutcomesResponse:
+        ids = names.parse(MODEL, request.model, field="model")
+        now_us = self._clock.now_us()
+        found = [outcome_of(each, ids["project"], now_us) for each in request.outcomes]
+        async with self._database.transaction() as transaction:
+            recorded = await outcomes.record(
+                transaction, ids["project"], ids["model"], found, now_us
+            )
+        return recorded_of(recorded)
+
+    async def SumOutcomes(self, request: pb.SumOutcomesRequest, context: Context) -> OutcomeSums:
+        ids = names.parse(MODEL, request.model, field="model")
+        question = question_of(request, self._clock.now_us())
+        async with self._database.read() as transaction:
+            found = await outcomes.summed(transaction, ids["project"], ids["model"], question)
+        return sums_of(found, question.as_of_us)
 
     async def CompareShadow(
         self, request: pb.CompareShadowRequest, context: Context

@@ -57,10 +57,15 @@ class Peers(
     asked: list = field(default_factory=list)
     stored: dict[str, model_pb2.Evaluation] = field(default_factory=dict)
     compared: monitor_pb2.ShadowComparison = field(default_factory=monitor_pb2.ShadowComparison)
+    outcomes: monitor_pb2.OutcomeSums = field(default_factory=monitor_pb2.OutcomeSums)
 
     async def CompareShadow(self, request, context):
         self.asked.append(request)
         return self.compared
+
+    async def SumOutcomes(self, request, context):
+        self.asked.append(request)
+        return self.outcomes
 
     async def GetTraffic(self, request, context):
         if self.traffic is None:
@@ -388,6 +393,55 @@ async def test_users_first_errors_add_up_over_sticky_steps(is_counted, verdict):
     async with serving(peers) as activities:
         look = await run(activities.judge_rollout, asked)
     assert look.verdict == verdict
+
+
+def bought(version: int, count: int, share: float, generation: int = 8):
+    """Return the sums of a metric that is 0 or 1."""
+    return monitor_pb2.VariantOutcomes(
+        version=version,
+        generation=generation,
+        count=count,
+        total=count * share,
+        squares=count * share,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [(0.05, 0.25, "FAIL"), (0.25, 0.25, "PASS")],
+    ids=["worse", "equal"],
+)
+@pytest.mark.parametrize("is_sticky", [False, True], ids=["calls", "users"])
+async def test_a_business_metric_is_judged_on_recorded_outcomes(ours, theirs, verdict, is_sticky):
+    served = [(2, 5_000), (1, 5_000)]
+    peers = Peers(
+        evidence=evidence_pb2.Evidence(
+            variants=[
+                sticky_variant(version, n, errors=0, first_errors=0, generation=8)
+                for version, n in served
+            ]
+        ),
+        outcomes=monitor_pb2.OutcomeSums(
+            # generation 7 is not the rollout's own: it must not count
+            variants=[bought(2, 5_000, ours), bought(1, 5_000, theirs), bought(2, 9_000, 1.0, 7)]
+        ),
+    )
+    guard = Guard("basket_value", "business", margin=0.1, lower=0.0, upper=50.0)
+    asked = replace(
+        task(1, is_due=True),
+        written=[TrafficStep("half", 8, 5_000)],
+        guards=[Guard(), guard],
+        sticky=is_sticky,
+    )
+    async with serving(peers) as activities:
+        look = await run(activities.judge_rollout, asked)
+    assert look.verdict == verdict
+    question = peers.asked[-1]
+    assert (question.metric, question.upper, question.rollout) == ("basket_value", 50.0, "r")
+    unit = monitor_pb2.OUTCOME_UNIT_UNIT_PER_STEP if is_sticky else monitor_pb2.OUTCOME_UNIT_CALL
+    assert question.unit == unit
+    stored = MessageToDict(peers.stored[look.evaluation])
+    assert recompute(stored["inputs"]).reasons == stored["reasons"]
 
 
 async def test_predictions_that_shift_ask_for_a_person():

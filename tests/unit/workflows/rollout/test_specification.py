@@ -74,7 +74,10 @@ def test_texts_become_numbers():
         ({"shadow": ShadowStage(0.0)}, "shadow.fraction"),
         ({"guards": []}, "guards"),
         ({"guards": [Guard(kind="vibes")]}, "guards[0].kind"),
-        ({"guards": [Guard("revenue", "business")]}, "guards[0].kind"),
+        ({"guards": [Guard("Net Revenue", "business")]}, "guards[0].metric"),
+        ({"guards": [Guard("revenue", "business", upper=0.0)]}, "guards[0].range"),
+        ({"guards": [Guard("revenue", "business", upper=float("inf"))]}, "guards[0].range"),
+        ({"guards": [Guard("revenue", "business", margin=1.0)]}, "guards[0].margin"),
         ({"guards": [Guard("accuracy", "quality")]}, "guards[0].kind"),
         ({"guards": [Guard("vibes", "quality")]}, "guards[0].metric"),
         (
@@ -151,6 +154,9 @@ def test_a_wrong_field_is_named(change, field):
         ),
         ({"steps": [{"weight": "10%"}], "notify": [{"url": "nowhere"}]}, "notify[0].url"),
         ({"steps": [{"weight": "10%"}], "blast_radius": 3}, "blast_radius"),
+        ({"guards": [{"kind": "business"}]}, "guards[0].metric"),
+        ({"guards": [{"kind": "business", "metric": "m", "range": 5}]}, "guards[0].range"),
+        ({"guards": [{"kind": "business", "metric": "m", "range": [9, 1]}]}, "guards[0].range"),
     ],
 )
 def test_a_wrong_declaration_is_named(document, field):
@@ -215,3 +221,31 @@ def test_guards_on_the_pairs_of_a_shadow_have_margins_of_their_own():
     _, quality, distribution = spec.guards
     assert (quality.metric, quality.margin) == ("accuracy", 0.02)
     assert (distribution.metric, distribution.min_effect) == ("score", 0.1)
+
+
+def test_a_business_metric_names_its_range_and_which_way_is_better():
+    spec = read(
+        {
+            "steps": [{"weight": "10%"}],
+            "guards": [
+                {"kind": "error_rate"},
+                {
+                    "kind": "business",
+                    "metric": "basket_value",
+                    "range": [0, 250.0],
+                    "higher_is_better": False,
+                    "margin": "1%",
+                },
+            ],
+        }
+    )
+    guard = spec.guards[1]
+    assert (guard.metric, guard.lower, guard.upper) == ("basket_value", 0.0, 250.0)
+    assert (guard.higher_is_better, guard.margin) == (False, 0.01)
+
+
+def test_one_metric_has_one_range():
+    guards = [Guard(), Guard("m", "business"), Guard("m", "business", upper=2.0)]
+    with pytest.raises(SpecificationError) as refused:
+        require_sound(replace(SOUND, guards=guards))
+    assert list(refused.value.problems) == ["guards[1].range", "guards[2].range"]
