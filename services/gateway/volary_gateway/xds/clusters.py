@@ -17,6 +17,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from volary_gateway.xds.packing import address, ads, pack, seconds
+from volary_gateway.xds.retries import retries
 
 Cluster = cluster_pb2.Cluster
 MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first would hide it
@@ -26,6 +27,15 @@ CONNECT_TIMEOUT_S = 0.5
 CHECK_JITTER_PERCENT = 20
 REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def version_cluster(name: str) -> Cluster:
+    """Return the cluster of a version; it carries the retries, which no step pushes again."""
+    cluster = replica_cluster(name)
+    options = _http_options()
+    options.retry_policy.CopyFrom(retries())
+    cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(pack(options))
+    return cluster
 
 
 def replica_cluster(name: str) -> Cluster:
@@ -90,11 +100,15 @@ def _endpoint(at: address_pb2.Address) -> endpoint_components_pb2.LbEndpoint:
 
 
 def _http2() -> AnyMessage:
+    return pack(_http_options())
+
+
+def _http_options() -> http_protocol_options_pb2.HttpProtocolOptions:
     options = http_protocol_options_pb2.HttpProtocolOptions()
     options.explicit_http_config.http2_protocol_options.CopyFrom(
         protocol_pb2.Http2ProtocolOptions()
     )
-    return pack(options)
+    return options
 
 
 def _no_panic() -> Cluster.CommonLbConfig:

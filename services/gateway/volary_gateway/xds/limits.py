@@ -21,7 +21,7 @@ NAME = "volary.limits"
 RateLimit = local_rate_limit_pb2.LocalRateLimit
 Descriptor = ratelimit_pb2.LocalRateLimitDescriptor
 Entry = ratelimit_pb2.RateLimitDescriptor.Entry
-PROJECT, PRINCIPAL, SCOPE = "project", "principal", "scope"
+PROJECT, PRINCIPAL, MODEL = "project", "principal", "model"
 # what no limit names passes: the filter wants a bucket, and this one is never drawn from
 UNLIMITED = 0xFFFF_FFFF
 MAX_CLIENTS = 65_536  # buckets of single principals that are kept; the least used one goes
@@ -52,7 +52,7 @@ def limits(rows: Iterable[Limit]) -> extension_pb2.TypedExtensionConfig:
         max_dynamic_descriptors=UInt32Value(value=MAX_CLIENTS),
         rate_limits=[
             _counted_by({"volary-project": PROJECT, "volary-principal": PRINCIPAL}),
-            _counted_by({"volary-scope": SCOPE}),
+            _counted_by({"volary-project": PROJECT, "volary-model": MODEL}),
         ],
         descriptors=[_descriptor(limit) for limit in sorted(rows)],
     )
@@ -77,7 +77,10 @@ def _counted_by(headers: dict[str, str]) -> route_components_pb2.RateLimit:
 def _descriptor(limit: Limit) -> Descriptor:
     name = limit.name
     if name.kind is LimitKind.MODEL:
-        entries = [Entry(key=SCOPE, value=f"{name.project}/{name.subject}")]
+        entries = [
+            Entry(key=PROJECT, value=name.project),
+            Entry(key=MODEL, value=name.subject),
+        ]
     else:
         # an entry without a value is a bucket for each value that comes
         holder = "" if name.is_for_each else f"principals/{name.subject}"

@@ -17,14 +17,16 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.message import Message
 from volary_kit.errors import Internal
 
+from volary_gateway.domain.names import VersionName
 from volary_gateway.domain.traffic import TOTAL
 from volary_gateway.xds import snapshot as xds
-from volary_gateway.xds.clusters import MIN_RETRY_CONCURRENCY
+from volary_gateway.xds.clusters import HTTP_OPTIONS, MIN_RETRY_CONCURRENCY
 from volary_gateway.xds.logs import REQUEST_HEADERS
-from volary_gateway.xds.routes import RETRY_BASE_S
+from volary_gateway.xds.retries import RETRY_BASE_S
 from volary_gateway.xds.snapshot import Resource, Snapshot, TypeUrl
 
 Cluster = cluster_pb2.Cluster
@@ -140,19 +142,24 @@ def retries_do_not_starve(snapshot: Snapshot) -> Iterator[str]:
             for limit in limits
         ):
             yield f"cluster {cluster.name} starves retries"
-    for host in _model_hosts(snapshot):
-        back_off = host.retry_policy.retry_back_off.base_interval
+    for cluster, policy in _retries(snapshot):
+        back_off = policy.retry_back_off.base_interval
         if back_off.ToTimedelta().total_seconds() > RETRY_BASE_S:
-            yield f"model {host.name} retries too late"
+            yield f"cluster {cluster.name} retries too late"
 
 
 def refusals_are_retried(snapshot: Snapshot) -> Iterator[str]:
     """A replica that fails before its first header is retried: by status, reset and connection."""
-    for host in _model_hosts(snapshot):
-        conditions = set(host.retry_policy.retry_on.split(","))
+    for cluster, policy in _retries(snapshot):
+        conditions = set(policy.retry_on.split(","))
         missing = {"connect-failure", "refused-stream", "reset", "unavailable"} - conditions
         if missing:
-            yield f"model {host.name} does not retry {', '.join(sorted(missing))}"
+            yield f"cluster {cluster.name} does not retry {', '.join(sorted(missing))}"
+    for host in _hosts(snapshot):
+        if host.HasField("retry_policy") or any(
+            r.route.HasField("retry_policy") for r in host.routes
+        ):
+            yield f"host {host.name} has retries of its own, which hide its cluster's"
 
 
 def aggregates_are_not_used(snapshot: Snapshot) -> Iterator[str]:
@@ -225,8 +232,12 @@ def _hosts(snapshot: Snapshot) -> Iterator[route_components_pb2.VirtualHost]:
         yield from routes.virtual_hosts
 
 
-def _model_hosts(snapshot: Snapshot) -> Iterator[route_components_pb2.VirtualHost]:
-    return (host for host in _hosts(snapshot) if "/" in host.name)
+def _retries(snapshot: Snapshot) -> Iterator[tuple[Cluster, route_components_pb2.RetryPolicy]]:
+    for cluster in _clusters(snapshot):
+        if VersionName.of_cluster(cluster.name):
+            options = http_protocol_options_pb2.HttpProtocolOptions()
+            cluster.typed_extension_protocol_options[HTTP_OPTIONS].Unpack(options)
+            yield cluster, options.retry_policy
 
 
 def _routes(snapshot: Snapshot) -> Iterator[route_components_pb2.Route]:

@@ -30,7 +30,7 @@ from volary_gateway.xds import limits, revocations
 from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
 from volary_gateway.xds.logs import attempt_log, refusal_log
 from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
-from volary_gateway.xds.routes import SCOPE_HEADER
+from volary_gateway.xds.routes import LUA, SCOPE_HEADER
 from volary_gateway.xds.scripts import admission, routing, version_field
 
 Hcm = http_connection_manager_pb2.HttpConnectionManager
@@ -110,7 +110,7 @@ def _filters(edge: Edge) -> list[HttpFilter]:
         HttpFilter(name=revocations.NAME, config_discovery=revocations.revocations_source()),
         _script("volary.admit", admission(edge.methods)),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
-        _script("envoy.filters.http.lua", routing(edge.methods, services)),
+        _script(LUA, routing(edge.methods, services)),
         HttpFilter(name=limits.NAME, config_discovery=limits.limits_source()),
         _filter("envoy.filters.http.router", router_pb2.Router(upstream_log=[attempt_log()])),
     ]

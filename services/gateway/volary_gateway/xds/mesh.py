@@ -16,7 +16,7 @@ from volary_gateway.domain.limits import Limit
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Cause, Traffic
 from volary_gateway.xds import snapshot as xds
-from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster
+from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster, version_cluster
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
 from volary_gateway.xds.limits import NAME as LIMITS
 from volary_gateway.xds.limits import limits
@@ -24,13 +24,14 @@ from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
 from volary_gateway.xds.revocations import NAME as REVOCATIONS
 from volary_gateway.xds.revocations import revocations
 from volary_gateway.xds.routes import (
-    ModelRoutes,
+    aside,
+    aside_routes,
+    brake_key,
     default_routes,
     default_scope,
-    model_routes,
-    model_scope,
-    runtime_prefix,
+    model_scopes,
     service_cluster,
+    split_routes,
 )
 from volary_gateway.xds.snapshot import ORDER, Resource, Snapshot, TypeUrl, resource
 
@@ -166,10 +167,12 @@ def _model_part(
     model, at = traffic.model, dict(ready)
     versions = sorted({*at, *traffic.versions})
     routable = sorted({*(v for v, addresses in ready if addresses), *traffic.versions})
-    routes = model_routes(ModelRoutes(traffic, tuple(routable), falls_back=bool(fallback)))
     return _versions_part({VersionName.of(model, v): at.get(v, ()) for v in versions}, fallback) | {
-        xds.ROUTES: (resource(model.scope, routes),),
-        xds.SCOPE: (resource(model.scope, model_scope(model)),),
+        xds.ROUTES: (
+            resource(model.scope, split_routes(traffic)),
+            resource(aside(model), aside_routes(traffic, routable)),
+        ),
+        xds.SCOPE: tuple(resource(scope.name, scope) for scope in model_scopes(model)),
     }
 
 
@@ -186,7 +189,7 @@ def _versions_part(
 
     A changed cluster warms until its endpoints are sent again: 15 s of nothing otherwise.
     """
-    clusters = {v: resource(v.cluster, replica_cluster(v.cluster)) for v in ready}
+    clusters = {v: resource(v.cluster, version_cluster(v.cluster)) for v in ready}
     return {
         xds.CLUSTER: tuple(clusters.values()),
         xds.ENDPOINTS: tuple(
@@ -231,10 +234,6 @@ def _runtime(braked: tuple[Traffic, ...]) -> rtds_pb2.Runtime:
     """Return the brake: weights that hold whatever the routes say."""
     runtime = rtds_pb2.Runtime(name=RUNTIME_LAYER)
     runtime.layer.update(
-        {
-            f"{runtime_prefix(t.model)}.{VersionName.of(t.model, w.version).cluster}": w.weight
-            for t in braked
-            for w in t.weights
-        }
+        {brake_key(VersionName.of(t.model, w.version)): w.weight for t in braked for w in t.weights}
     )
     return runtime

@@ -1,4 +1,4 @@
-"""Route configurations: one small one a model, and one for what belongs to no model."""
+"""Route configurations: two small ones a model, and one for what belongs to no model."""
 
 # pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 # (xds-protos ships no type stubs)
@@ -12,31 +12,23 @@ from dataclasses import dataclass
 from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
-from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
-from envoy.extensions.retry.priority.previous_priorities.v3 import (
-    previous_priorities_config_pb2,
-)
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import MissingKey, Segment, Stickiness, Traffic, Weight
-from volary_gateway.xds.edge import INFERENCE_CLUSTER, RouteKind
-from volary_gateway.xds.packing import has_header, header_is, pack, seconds, set_headers
+from volary_gateway.xds.edge import INFERENCE_CLUSTER
+from volary_gateway.xds.packing import has_header, header_is, seconds, set_headers
 
 Route = route_components_pb2.Route
 RouteAction = route_components_pb2.RouteAction
 
 DEFAULT_SCOPE = "-"
 SCOPE_HEADER = "volary-scope"
-RETRIES = 3
-# attempts after a crash follow each other at once; a replica that drains refuses its stream, one
-# that is stopped in mid-call answers CANCELLED
-RETRY_ON = "connect-failure,refused-stream,reset,unavailable,cancelled"
-RETRY_BASE_S = 0.001
-RETRY_MAX_S = 0.01
+ASIDE = "/aside"
+BRAKE = "brake"  # runtime keys: this, a dot, and the cluster whose share it is
 # the Lua filter reads this to tell a known model from an unknown one
 NOT_FOUND = 404
-LUA = "envoy.filters.http.lua"
+LUA = "lua"  # short: it stands in every push
 KNOWN = base_pb2.Metadata()
 KNOWN.filter_metadata[LUA].update({"known": True})
 REFUSED_KEY = base_pb2.Metadata()
@@ -45,40 +37,37 @@ REFUSED_VERSION = base_pb2.Metadata()
 REFUSED_VERSION.filter_metadata[LUA].update({"known": True, "refuse": "version"})
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRoutes:
-    """What a model's route configuration is made from."""
+def split_routes(traffic: Traffic) -> route_pb2.RouteConfiguration:
+    """Return the routes of the calls that a model's split is for.
 
-    traffic: Traffic
-    routable: tuple[int, ...]  # versions that a caller may pin
-    falls_back: bool = False  # the last attempt goes to the model's fallback
-
-
-def model_routes(routes: ModelRoutes) -> route_pb2.RouteConfiguration:
-    """Return a model's routes: pinned version, information, then the split.
-
-    Pushed whole at each step under the same configuration name, so that a step costs one
-    resource and no second round trip.
+    A step pushes this and nothing else, under the same configuration name: so it holds only
+    what a step changes. What a version is and how calls to it are tried again is its cluster's.
     """
-    traffic = routes.traffic
+    routes = [route for segment in traffic.segments for route in _segment(traffic, segment)]
+    return _configuration(traffic.model.scope, [*routes, *_split(traffic)])
+
+
+def aside_routes(traffic: Traffic, routable: Iterable[int]) -> route_pb2.RouteConfiguration:
+    """Return the routes of the calls that no split is for: pinned versions, and information."""
+    routes = [*_pinned(traffic.model, routable), _information(traffic)]
+    return _configuration(aside(traffic.model), routes)
+
+
+def aside(model: ModelName) -> str:
+    """Return the scope key of the calls that a model's split is not for."""
+    return model.scope + ASIDE
+
+
+def _configuration(name: str, routes: Iterable[Route]) -> route_pb2.RouteConfiguration:
     host = route_components_pb2.VirtualHost(
-        name=traffic.model.scope,
-        domains=["*"],
-        routes=[
-            *_pinned(traffic.model, routes.routable),
-            _information(traffic),
-            *(route for segment in traffic.segments for route in _segment(traffic, segment)),
-            *_split(traffic),
-        ],
-        retry_policy=_retries(falls_back=routes.falls_back),
-        include_request_attempt_count=True,
+        name="model", domains=["*"], routes=routes, include_request_attempt_count=True
     )
-    return route_pb2.RouteConfiguration(name=traffic.model.scope, virtual_hosts=[host])
+    return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
 
 
-def model_scope(model: ModelName) -> scoped_route_pb2.ScopedRouteConfiguration:
-    """Return the scope that leads a (project, model) to its route configuration."""
-    return _scope(model.scope)
+def model_scopes(model: ModelName) -> list[scoped_route_pb2.ScopedRouteConfiguration]:
+    """Return the scopes that lead a (project, model) to its two route configurations."""
+    return [_scope(model.scope), _scope(aside(model))]
 
 
 def default_scope() -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -145,11 +134,8 @@ def _unknown_version() -> Route:
 
 
 def _information(traffic: Traffic) -> Route:
-    match = route_components_pb2.RouteMatch(
-        prefix="/inference.GRPCInferenceService/Model",
-        headers=[header_is("volary-kind", RouteKind.INFO)],
-    )
     cluster = VersionName.of(traffic.model, traffic.production).cluster
+    match = route_components_pb2.RouteMatch(prefix="/")
     return Route(name="information", match=match, metadata=KNOWN, route=_to(cluster))
 
 
@@ -160,7 +146,7 @@ class _Share:
     name: str
     weights: tuple[Weight, ...]
     headers: tuple[route_components_pb2.HeaderMatcher, ...] = ()
-    runtime_prefix: str = ""
+    brake: str = ""
 
     def match(self, *more: route_components_pb2.HeaderMatcher) -> route_components_pb2.RouteMatch:
         return route_components_pb2.RouteMatch(prefix="/", headers=[*self.headers, *more])
@@ -177,10 +163,7 @@ def _segment(traffic: Traffic, segment: Segment) -> list[Route]:
 
 def _split(traffic: Traffic) -> list[Route]:
     """Return the routes of everybody who is in no segment."""
-    share = _Share(
-        str(traffic.route), traffic.weights, runtime_prefix=runtime_prefix(traffic.model)
-    )
-    return _routes_of(traffic, share)
+    return _routes_of(traffic, _Share(str(traffic.route), traffic.weights, brake=BRAKE))
 
 
 def _routes_of(traffic: Traffic, share: _Share) -> list[Route]:
@@ -222,7 +205,7 @@ def _weighted(
     name = share.name
     split = route_components_pb2.WeightedCluster(
         clusters=[_share(traffic.model, weight) for weight in share.weights],
-        runtime_key_prefix=share.runtime_prefix,
+        runtime_key_prefix=share.brake,
     )
     action = RouteAction(weighted_clusters=split, **_deadline())
     headers = {"volary-route": name}
@@ -241,9 +224,9 @@ def _weighted(
     )
 
 
-def runtime_prefix(model: ModelName) -> str:
-    """Return the runtime key below which the brake overrides a model's weights."""
-    return f"volary.weight.{model.project}.{model.model}"
+def brake_key(version: VersionName) -> str:
+    """Return the runtime key by which the brake overrides a version's weight."""
+    return f"{BRAKE}.{version.cluster}"
 
 
 def _share(model: ModelName, weight: Weight) -> route_components_pb2.WeightedCluster.ClusterWeight:
@@ -289,24 +272,3 @@ def _deadline() -> dict[str, object]:
     """Hold a call to its `grpc-timeout`, which the first filter sets where it is missing."""
     limit = RouteAction.MaxStreamDuration(grpc_timeout_header_max=seconds(0))
     return {"timeout": seconds(0), "max_stream_duration": limit}
-
-
-def _retries(*, falls_back: bool) -> route_components_pb2.RetryPolicy:
-    policy = route_components_pb2.RetryPolicy(
-        retry_on=RETRY_ON,
-        num_retries=UInt32Value(value=RETRIES),
-        host_selection_retry_max_attempts=RETRIES,
-    )
-    if falls_back:
-        # dead replicas that Envoy takes for healthy still: the last attempt passes them by
-        policy.retry_priority.name = "envoy.retry_priorities.previous_priorities"
-        policy.retry_priority.typed_config.CopyFrom(
-            pack(previous_priorities_config_pb2.PreviousPrioritiesConfig(update_frequency=RETRIES))
-        )
-    policy.retry_back_off.base_interval.CopyFrom(seconds(RETRY_BASE_S))
-    policy.retry_back_off.max_interval.CopyFrom(seconds(RETRY_MAX_S))
-    policy.retry_host_predicate.add(
-        name="envoy.retry_host_predicates.previous_hosts",
-        typed_config=pack(previous_hosts_pb2.PreviousHostsPredicate()),
-    )
-    return policy

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 from volary_gateway.xds.edge import INFERENCE, Method, RouteKind
+from volary_gateway.xds.routes import ASIDE
 
 
 def admission(methods: Iterable[Method]) -> str:
@@ -16,7 +17,7 @@ def admission(methods: Iterable[Method]) -> str:
 def routing(methods: Iterable[Method], services: Iterable[str]) -> str:
     """Return the script that runs once the first message is read."""
     known = "".join(f'["{service}"]=true,' for service in sorted(services))
-    table = f"local SERVICES = {{{known}}}\n"
+    table = f'local SERVICES = {{{known}}}\nlocal ASIDE = "{ASIDE}"\n'
     return "\n".join((_methods(methods), table, _text("status.lua"), _text("route.lua")))
 
 

@@ -12,6 +12,8 @@ from volary_gateway.xds.snapshot import Snapshot, TypeUrl
 
 from tests.unit.gateway.xds.test_snapshot import READY, V1, V2, canary, mesh
 
+STEP_BYTES = 500
+
 
 class Proxy:
     """Subscribes and acknowledges as Envoy does."""
@@ -20,6 +22,7 @@ class Proxy:
         self.stream = DeltaStream()
         self.snapshot = xds.EMPTY
         self.held: dict[TypeUrl, dict[str, str]] = {kind: {} for kind in xds.ORDER}
+        self.bytes = 0  # of the last response
         self.log: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         for kind in (xds.CLUSTER, xds.LISTENER):
             self.ask(kind)
@@ -34,7 +37,7 @@ class Proxy:
         return self.stream.receive(request)
 
     def take(self, response: Response) -> None:
-        kind = TypeUrl(response.type_url)
+        kind, self.bytes = TypeUrl(response.type_url), response.ByteSize()
         names = tuple(sorted(r.name for r in response.resources))
         removed = tuple(response.removed_resources)
         self.log.append((kind.rpartition(".")[2], names, removed))
@@ -79,6 +82,7 @@ def test_step_is_one_small_push():
     assert not proxy.stream.holds(after)
     proxy.settle(after)
     assert proxy.log == [("RouteConfiguration", ("default/flights",), ())]
+    assert proxy.bytes <= STEP_BYTES
     assert proxy.stream.holds(after)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import (
     Cause,
@@ -16,8 +17,11 @@ from volary_gateway.domain.traffic import (
 )
 from volary_gateway.xds import lints
 from volary_gateway.xds import snapshot as xds
+from volary_gateway.xds.clusters import HTTP_OPTIONS
 from volary_gateway.xds.edge import Edge, edge_methods
 from volary_gateway.xds.mesh import Mesh, snapshot_of
+from volary_gateway.xds.packing import pack
+from volary_gateway.xds.routes import LUA
 from volary_gateway.xds.snapshot import EMPTY, Snapshot, TypeUrl, resource
 from volary_kit.errors import Internal
 
@@ -125,9 +129,14 @@ def test_step_changes_one_route_configuration_and_nothing_else():
     lints.check(after, before)
 
 
-def test_step_costs_few_bytes():
-    body = snapshot_of(mesh()).resources[xds.ROUTES][MODEL.scope].body.value
-    assert len(body) < 2_000
+def test_what_is_no_step_is_pushed_apart():
+    before = snapshot_of(mesh())
+    aside = before.resources[xds.ROUTES][f"{MODEL.scope}/aside"]
+    promoted = snapshot_of(mesh(replace(canary(3, 10_000), production=2)))
+    loaded = snapshot_of(mesh(ready=READY | {VersionName.of(MODEL, 3): READY[V1]}))
+    for after in (promoted, loaded):
+        assert after.resources[xds.ROUTES][f"{MODEL.scope}/aside"].version != aside.version
+    assert loaded.resources[xds.ROUTES][MODEL.scope] == before.resources[xds.ROUTES][MODEL.scope]
 
 
 def test_candidate_is_first_and_the_split_carries_version_and_route():
@@ -165,13 +174,13 @@ def test_sticky_split_has_an_explicit_answer_to_a_missing_key(policy: MissingKey
     assert keyed.route.weighted_clusters.use_hash_policy.value
     assert keyed.route.hash_policy[0].header.regex_rewrite.substitution == "r1:\\1"
     assert otherwise.name == last
-    refuses = otherwise.metadata.filter_metadata["envoy.filters.http.lua"].fields
+    refuses = otherwise.metadata.filter_metadata[LUA].fields
     assert ("refuse" in refuses) == (policy is MissingKey.REFUSE)
 
 
 def test_brake_is_in_the_runtime_layer():
     body = snapshot_of(mesh(canary(cause=Cause.BRAKE))).resources[xds.RUNTIME]["volary"].body
-    assert f"volary.weight.default.flights.{V2.cluster}".encode() in body.value
+    assert f"brake.{V2.cluster}".encode() in body.value
 
 
 def test_model_without_traffic_has_no_scope():
@@ -210,6 +219,28 @@ def _aggregate(cluster):
     cluster.cluster_type.name = "envoy.clusters.aggregate"
 
 
+def _with_retries(cluster, change):
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    packed = cluster.typed_extension_protocol_options[HTTP_OPTIONS]
+    packed.Unpack(options)
+    change(options.retry_policy)
+    packed.CopyFrom(pack(options))
+
+
+def _slow_retries(cluster):
+    def change(policy):
+        policy.retry_back_off.base_interval.nanos = 25_000_000
+
+    _with_retries(cluster, change)
+
+
+def _no_reset(cluster):
+    def change(policy):
+        policy.retry_on = "unavailable,connect-failure,refused-stream"
+
+    _with_retries(cluster, change)
+
+
 def _renamed(cluster):
     cluster.alt_stat_name = "x"
 
@@ -221,6 +252,8 @@ def _renamed(cluster):
         (_keeps_removed, "keeps removed hosts"),
         (_starves, "starves retries"),
         (_aggregate, "is an aggregate"),
+        (_slow_retries, "retries too late"),
+        (_no_reset, "does not retry reset"),
         (_renamed, "do not change with their cluster"),
     ],
 )
@@ -228,12 +261,8 @@ def test_trap_in_a_cluster_is_found(change, finding: str):
     assert finding in findings(with_cluster(snapshot_of(mesh()), change))
 
 
-def _slow_retries(host):
-    host.retry_policy.retry_back_off.base_interval.nanos = 25_000_000
-
-
-def _no_reset(host):
-    host.retry_policy.retry_on = "unavailable,connect-failure,refused-stream"
+def _own_retries(host):
+    host.retry_policy.num_retries.value = 1
 
 
 def _wrong_total(host):
@@ -243,8 +272,7 @@ def _wrong_total(host):
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (_slow_retries, "retries too late"),
-        (_no_reset, "does not retry reset"),
+        (_own_retries, "has retries of its own"),
         (_wrong_total, "splits 10001, not 10000"),
     ],
 )
@@ -257,7 +285,6 @@ def test_attempts_that_are_not_logged_are_found():
     from envoy.extensions.filters.network.http_connection_manager.v3 import (
         http_connection_manager_pb2,
     )
-    from volary_gateway.xds.packing import pack
 
     def edit(items):
         listener = listener_pb2.Listener.FromString(items[0].body.value)

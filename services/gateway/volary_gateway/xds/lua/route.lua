@@ -43,12 +43,16 @@ local function to_model(handle, headers, method, fields)
   end
   local project = headers:get("volary-project")
   headers:replace("volary-model", printable(model))
-  headers:replace("volary-kind", method.kind)
-  headers:replace("volary-scope", project .. "/" .. printable(model))
+  local scope = project .. "/" .. printable(model)
   local pinned = first(fields[method.version])
-  if pinned ~= "" and pinned ~= "0" then
+  local is_pinned = pinned ~= "" and pinned ~= "0"
+  if is_pinned then
     headers:replace("volary-pinned", printable(pinned))
   end
+  if is_pinned or method.kind == "info" then
+    scope = scope .. ASIDE
+  end
+  headers:replace("volary-scope", scope)
   handle:clearRouteCache()
   local route = handle:metadata()
   local refusal = REFUSALS[route:get("refuse") or (route:get("known") and "" or "model")]
