@@ -30,7 +30,7 @@ from volary_gateway.store import fleet as fleet_rows
 from volary_gateway.store import identity as identity_rows
 from volary_gateway.store import traffic as traffic_rows
 from volary_gateway.xds.edge import Edge
-from volary_gateway.xds.mesh import Mesh, SnapshotBuilder
+from volary_gateway.xds.mesh import Built, Mesh
 from volary_gateway.xds.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Controller:
         self._saving = asyncio.Lock()
         self._revoked: tuple[str, ...] = ()
         self._list_revoked = list_revoked
-        self._builder = SnapshotBuilder()
+        self._built = Built()
         self._endpoints: dict[VersionName, tuple[str, ...]] | None = None
         self._listed: tuple[str, ...] | None = None
         self.limits: dict[LimitName, Limit] = {}
@@ -158,11 +158,11 @@ class Controller:
                 if not request_id or written_by != request_id:
                     before, now_us = after, self._clock.now_us()
                     after = decide(before, self._is_ready(model), now_us)
-                    self._plane.check(self._snapshot({model: after}))
+                    self._plane.check(self._built.with_traffic(after).snapshot)
                     await self._save(transaction, before, after, request_id)
             # also when an earlier attempt wrote it and never knew
             self._traffic[model] = after
-            self._publish()
+            self._serve(self._built.with_traffic(after))
             return after, self._plane.snapshot
 
     async def _save(
@@ -338,18 +338,15 @@ class Controller:
                 key for key, saved in pending.items() if _is_still(self.fleet, key, saved)
             }
 
-    def _snapshot(self, changed: dict[ModelName, Traffic] | None = None) -> Snapshot:
-        traffic = self._traffic | (changed or {})
-        return self._builder.build(
-            Mesh(
-                edge=self._edge,
-                traffic=tuple(traffic.values()),
-                ready=self._ready(),
-                replicas=self.fleet.addresses(),
-                revoked=self._revoked,
-                limits=tuple(self.limits.values()),
-                fallbacks=frozenset(self.fallbacks),
-            )
+    def _mesh(self) -> Mesh:
+        return Mesh(
+            edge=self._edge,
+            traffic=tuple(self._traffic.values()),
+            ready=self._ready(),
+            replicas=self.fleet.addresses(),
+            revoked=self._revoked,
+            limits=tuple(self.limits.values()),
+            fallbacks=frozenset(self.fallbacks),
         )
 
     def _fleet_changed(self) -> None:
@@ -358,7 +355,12 @@ class Controller:
         self._publish()
 
     def _publish(self) -> None:
-        self._plane.publish(self._snapshot())
+        """Serve the whole state, whatever of it changed."""
+        self._serve(self._built.of(self._mesh()))
+
+    def _serve(self, built: Built) -> None:
+        self._plane.publish(built.snapshot)
+        self._built = built
         self.changes.announce()
 
 

@@ -9,13 +9,13 @@ on removal, so that no call ever meets a route to a cluster that is not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
 
 from volary_gateway.xds import snapshot as xds
-from volary_gateway.xds.snapshot import ORDER, Resource, Snapshot, TypeUrl
+from volary_gateway.xds.snapshot import ORDER, Resource, Snapshot, Table, TypeUrl
 
 Request = discovery_pb2.DeltaDiscoveryRequest
 Response = discovery_pb2.DeltaDiscoveryResponse
@@ -42,7 +42,11 @@ class _InFlight:
 
 @dataclass(slots=True)
 class _Subscription:
-    """What one Envoy wants of a type and what it has."""
+    """What one Envoy wants of a type and what it has.
+
+    Which names differ from what there is, is kept, not searched: an event weighs the names that
+    it is about, a new table those that moved.
+    """
 
     is_wildcard: bool = False
     names: set[str] = field(default_factory=set)
@@ -50,33 +54,51 @@ class _Subscription:
     absent: set[str] = field(default_factory=set)  # told that there is none
     refused: dict[str, str] = field(default_factory=dict)  # versions not to send again
     in_flight: _InFlight | None = None
-    settled: Mapping[str, Resource] | None = None  # there was nothing to send of exactly these
+    there: Table = field(default_factory=Table)
+    behind: set[str] = field(default_factory=set)  # to be sent, or told that they are gone
+    lacking: set[str] = field(default_factory=set)  # there, and not held in any version
 
     def wants(self, name: str) -> bool:
         return self.is_wildcard or name in self.names
 
-    def upserts(self, there: Mapping[str, Resource]) -> list[Resource]:
+    def look(self, there: Table) -> None:
+        """Hold what Envoy has against what there is now."""
+        moved = there.since(self.there)
+        self.there = there
+        self.weigh(moved)
+
+    def weigh(self, names: Iterable[str]) -> None:
+        for name in names:
+            item, held = self.there.get(name), self.held.get(name)
+            if item is None:
+                is_asked = name in self.names and name not in self.absent
+                is_behind = held is not None or is_asked
+            else:
+                known = (held, self.refused.get(name))
+                is_behind = self.wants(name) and item.version not in known
+            (self.behind.add if is_behind else self.behind.discard)(name)
+            is_lacking = item is not None and held is None
+            (self.lacking.add if is_lacking else self.lacking.discard)(name)
+
+    def weigh_all(self) -> None:
+        self.weigh({*self.there, *self.held, *self.names, *self.behind, *self.lacking})
+
+    @property
+    def is_to_send(self) -> bool:
+        return any(name in self.there for name in self.behind)
+
+    def upserts(self) -> list[Resource]:
         """Return what Envoy wants and has not got."""
-        if there is self.settled:
-            return []
-        return [
-            item
-            for name, item in there.items()
-            if self.wants(name)
-            and item.version not in (self.held.get(name), self.refused.get(name))
-        ]
+        return [self.there[name] for name in sorted(self.behind) if name in self.there]
 
-    def removals(self, there: Mapping[str, Resource]) -> list[str]:
+    def removals(self) -> list[str]:
         """Return what Envoy has or asks for and there is not."""
-        if there is self.settled:
-            return []
-        asked = {name for name in self.names if name not in self.absent}
-        return sorted(name for name in self.held.keys() | asked if name not in there)
+        return sorted(name for name in self.behind if name not in self.there)
 
-    def refuses(self, there: Mapping[str, Resource]) -> bool:
+    def refuses(self) -> bool:
         """Say whether Envoy refused something that is still there."""
         return any(
-            (item := there.get(name)) is not None and item.version == version
+            (item := self.there.get(name)) is not None and item.version == version
             for name, version in self.refused.items()
         )
 
@@ -95,7 +117,6 @@ class DeltaStream:
         kind = TypeUrl(request.type_url)
         is_first = kind not in self._subscriptions
         subscription = self._subscriptions.setdefault(kind, _Subscription())
-        subscription.settled = None
         _subscribe(subscription, request, is_first=is_first)
         if not request.response_nonce:
             return None
@@ -106,73 +127,57 @@ class DeltaStream:
 
         At most one response of a type is in flight, so quick successive snapshots coalesce.
         """
+        self._look(snapshot)
         for kind in ORDER:
             subscription = self._subscriptions.get(kind)
-            if subscription is None or subscription.in_flight is not None:
+            if subscription is None or subscription.in_flight or not subscription.behind:
                 continue
-            there = snapshot.resources[kind]
-            upserts = subscription.upserts(there)
-            removals = subscription.removals(there)
-            if not upserts and not removals:
-                subscription.settled = there
-            if kind in POINTERS and not self._targets_are_settled(snapshot):
+            upserts, removals = subscription.upserts(), subscription.removals()
+            if kind in POINTERS and not self._targets_are_settled():
                 upserts = []
-            if kind in TARGETS and not self._pointers_are_settled(snapshot):
+            if kind in TARGETS and not self._pointers_are_settled():
                 removals = [name for name in removals if name not in subscription.held]
             if upserts or removals:
                 yield self._send(kind, subscription, upserts, removals, snapshot.version)
 
     def holds(self, snapshot: Snapshot) -> bool:
         """Return whether Envoy acknowledged all of a snapshot that it wants."""
-        if not {xds.CLUSTER, xds.LISTENER} <= self._subscriptions.keys():
+        if not {xds.CLUSTER, xds.LISTENER, xds.ROUTES} <= self._subscriptions.keys():
             return False
-        return all(
-            subscription.in_flight is None
-            and not subscription.upserts(snapshot.resources[kind])
-            and not subscription.removals(snapshot.resources[kind])
-            and not subscription.refuses(snapshot.resources[kind])
-            for kind, subscription in self._subscriptions.items()
-            if kind in ORDER
-        ) and self._routes_are_asked_for(snapshot)
+        self._look(snapshot)
+        return not self._subscriptions[xds.ROUTES].lacking and not any(
+            subscription.in_flight or subscription.behind or subscription.refuses()
+            for subscription in self._subscriptions.values()
+        )
 
     def refuses(self, snapshot: Snapshot) -> bool:
         """Return whether Envoy refused something that a snapshot still has."""
-        return any(
-            subscription.refuses(snapshot.resources[kind])
-            for kind, subscription in self._subscriptions.items()
-            if kind in ORDER
-        )
+        self._look(snapshot)
+        return any(subscription.refuses() for subscription in self._subscriptions.values())
 
-    def _routes_are_asked_for(self, snapshot: Snapshot) -> bool:
-        routes = self._subscriptions.get(xds.ROUTES)
-        return routes is not None and snapshot.names(xds.ROUTES) <= routes.held.keys()
+    def _look(self, snapshot: Snapshot) -> None:
+        for kind, subscription in self._subscriptions.items():
+            there = snapshot.resources.get(kind)  # a kind that nobody serves has nothing there
+            if there is not None and there is not subscription.there:
+                subscription.look(there)
 
-    def _targets_are_settled(self, snapshot: Snapshot) -> bool:
+    def _targets_are_settled(self) -> bool:
         """Say that every cluster is there and its endpoints have come at least once."""
         clusters = self._subscriptions.get(xds.CLUSTER)
         if (
             clusters is None
             or clusters.in_flight
-            or clusters.upserts(snapshot.resources[xds.CLUSTER])
+            or any(n in clusters.there for n in clusters.behind)
         ):
             return False
         endpoints = self._subscriptions.get(xds.ENDPOINTS)
-        held = endpoints.held.keys() | endpoints.refused.keys() if endpoints else frozenset()
-        return snapshot.names(xds.ENDPOINTS) <= held
+        if endpoints is None:
+            return not clusters.there
+        return endpoints.lacking <= endpoints.refused.keys()
 
-    def _pointers_are_settled(self, snapshot: Snapshot) -> bool:
-        for kind in POINTERS:
-            subscription = self._subscriptions.get(kind)
-            if subscription is None:
-                continue
-            there = snapshot.resources[kind]
-            if (
-                subscription.in_flight
-                or subscription.upserts(there)
-                or subscription.removals(there)
-            ):
-                return False
-        return True
+    def _pointers_are_settled(self) -> bool:
+        pointers = (self._subscriptions.get(kind) for kind in POINTERS)
+        return not any(each and (each.in_flight or each.behind) for each in pointers)
 
     def _send(
         self,
@@ -216,6 +221,10 @@ def _subscribe(subscription: _Subscription, request: Request, *, is_first: bool)
         subscription.names.discard(name)
         if not subscription.is_wildcard:
             subscription.held.pop(name, None)
+    if is_first or WILDCARD in (*asked, *request.resource_names_unsubscribe):
+        subscription.weigh_all()
+    else:
+        subscription.weigh((*asked, *request.resource_names_unsubscribe))
 
 
 def _settle(subscription: _Subscription, kind: TypeUrl, request: Request) -> Rejection | None:
@@ -225,6 +234,7 @@ def _settle(subscription: _Subscription, kind: TypeUrl, request: Request) -> Rej
     subscription.in_flight = None
     if request.HasField("error_detail"):
         subscription.refused |= sent.upserts
+        subscription.weigh((*sent.upserts, *sent.removals))
         return Rejection(kind, tuple(sent.upserts), request.error_detail.message)
     for name, version in sent.upserts.items():
         if subscription.wants(name):
@@ -233,4 +243,5 @@ def _settle(subscription: _Subscription, kind: TypeUrl, request: Request) -> Rej
     for name in sent.removals:
         subscription.held.pop(name, None)
         subscription.absent.add(name)
+    subscription.weigh((*sent.upserts, *sent.removals))
     return None

@@ -27,7 +27,7 @@ from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.clusters import HTTP_OPTIONS, MIN_RETRY_CONCURRENCY
 from volary_gateway.xds.logs import REQUEST_HEADERS
 from volary_gateway.xds.retries import RETRY_BASE_S
-from volary_gateway.xds.snapshot import Resource, Snapshot, TypeUrl
+from volary_gateway.xds.snapshot import Snapshot, Table, TypeUrl
 
 Cluster = cluster_pb2.Cluster
 M = TypeVar("M", bound=Message)
@@ -76,20 +76,19 @@ def changes(snapshot: Snapshot, before: Snapshot) -> Snapshot:
 
     Where something is gone it is the whole snapshot: anything may have pointed there.
     """
-    found: dict[TypeUrl, dict[str, Resource]] = {}
-    for kind, items in snapshot.resources.items():
-        old = before.resources[kind]
-        if items is old:
-            found[kind] = {}
-            continue
-        if old.keys() - items.keys():
-            return snapshot
-        found[kind] = {n: item for n, item in items.items() if old.get(n) is not item}
-    pairs = found[xds.CLUSTER].keys() | found[xds.ENDPOINTS].keys()
-    for kind in (xds.CLUSTER, xds.ENDPOINTS):
-        items = snapshot.resources[kind]
-        found[kind] = {name: items[name] for name in pairs if name in items}
-    return Snapshot(snapshot.version, found)
+    tables = snapshot.resources
+    moved = {kind: table.since(before.resources[kind]) for kind, table in tables.items()}
+    if any(name not in tables[kind] for kind, names in moved.items() for name in names):
+        return snapshot
+    pairs = moved[xds.CLUSTER] | moved[xds.ENDPOINTS]
+    moved |= {xds.CLUSTER: pairs, xds.ENDPOINTS: pairs}
+    return Snapshot(
+        snapshot.version,
+        {
+            kind: Table(table[name] for name in moved[kind] if name in table)
+            for kind, table in tables.items()
+        },
+    )
 
 
 def loose_ends(changed: Snapshot, whole: Snapshot) -> Iterator[str]:
@@ -98,9 +97,10 @@ def loose_ends(changed: Snapshot, whole: Snapshot) -> Iterator[str]:
     yield from _differences("endpoints of cluster", wanted, changed.names(xds.ENDPOINTS))
     scopes = [*_read(changed, xds.SCOPE, scoped_route_pb2.ScopedRouteConfiguration)]
     named = {scope.route_configuration_name for scope in scopes}
-    for name in sorted(named - whole.names(xds.ROUTES)):
+    there, scoped = whole.resources[xds.ROUTES], whole.resources[xds.SCOPE]
+    for name in sorted(each for each in named if each not in there):
         yield f"route configuration {name} is missing"
-    for name in sorted(changed.names(xds.ROUTES) - whole.names(xds.SCOPE)):
+    for name in sorted(each for each in changed.resources[xds.ROUTES] if each not in scoped):
         yield f"route configuration {name} is never used"
     clusters = whole.resources[xds.CLUSTER]
     for route in _routes(changed):
@@ -180,8 +180,8 @@ def endpoints_follow_clusters(snapshot: Snapshot) -> Iterator[str]:
 def touched_listeners(snapshot: Snapshot, before: Snapshot) -> Iterator[str]:
     """A changed listener drains its connections: never in a rollout."""
     now, old = snapshot.resources[xds.LISTENER], before.resources[xds.LISTENER]
-    for name in sorted(now.keys() | old.keys()):
-        if old and (name not in now or name not in old or now[name].version != old[name].version):
+    for name in sorted(now.since(old) if old else ()):
+        if name not in now or name not in old or now[name].version != old[name].version:
             yield f"listener {name} changes"
 
 

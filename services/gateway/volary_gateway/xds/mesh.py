@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
 from volary_gateway.xds.revocations import NAME as REVOCATIONS
 from volary_gateway.xds.revocations import revocations
 from volary_gateway.xds.routes import (
+    ASIDE,
     aside,
     aside_routes,
     brake_key,
@@ -33,10 +34,12 @@ from volary_gateway.xds.routes import (
     service_cluster,
     split_routes,
 )
-from volary_gateway.xds.snapshot import ORDER, Resource, Snapshot, TypeUrl, resource
+from volary_gateway.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 RUNTIME_LAYER = "volary"
-LISTENER_PART, EDGE_PART = "listener", "edge"  # no scope of a model: those have a slash
+# no scope of a model: those have a slash
+LISTENER_PART, EDGE_PART, BRAKE_PART = "listener", "edge", "brake"
+VERSIONS = 16**xds.VERSION_DIGITS
 Ready = tuple[tuple[int, tuple[str, ...]], ...]  # of one model: addresses by version
 
 
@@ -64,94 +67,131 @@ class Part:
 
 def snapshot_of(mesh: Mesh) -> Snapshot:
     """Build the snapshot of a mesh; a pure function, so a restart gives the same version."""
-    return SnapshotBuilder().build(mesh)
+    return Built().of(mesh).snapshot
 
 
-class SnapshotBuilder:
-    """Build one snapshot after the other; what did not change is taken over.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A snapshot and what it was built from, so that the next one costs what changes.
 
     A step of one model among thousands makes one small resource, and the kinds that it does not
     touch stay the same objects. The result is that of `snapshot_of`, whatever came before.
     """
 
-    def __init__(self) -> None:
-        self._parts: dict[str, Part] = {}
-        self._resources: dict[TypeUrl, Mapping[str, Resource]] = {
-            kind: MappingProxyType({}) for kind in ORDER
-        }
-        self._snapshot = Snapshot.of({})
-        self._ready: Mapping[VersionName, tuple[str, ...]] | None = None
-        self._ready_of: dict[str, Ready] = {}
+    snapshot: Snapshot = xds.EMPTY
+    mesh: Mesh | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    total: int = 0  # of the versions of all parts: their sum, so that order plays no part
+    ready_of: Mapping[str, Ready] = field(default_factory=dict)
+    braked: Mapping[str, Traffic] = field(default_factory=dict)
 
-    def build(self, mesh: Mesh) -> Snapshot:
-        """Return the snapshot of a mesh."""
-        keys = self._keys(mesh)
-        old = self._parts
-        gone = {name: old[name] for name in old.keys() - keys.keys()}
-        fresh = {
-            name: _part(key)
-            for name, key in keys.items()
-            if (known := old.get(name)) is None or known.key != key
-        }
-        if gone or fresh:
-            self._take_over(gone, fresh)
-        return self._snapshot
-
-    def _keys(self, mesh: Mesh) -> dict[str, tuple[Any, ...]]:
-        """Return what each part is made from."""
-        ready = self._grouped(mesh.ready)
+    def of(self, mesh: Mesh) -> Built:
+        """Return the snapshot of a mesh, compared part by part with this one."""
+        ready = self.ready_of
+        if self.mesh is None or mesh.ready is not self.mesh.ready:
+            ready = _grouped(mesh.ready)
         serving = {t.model.scope: t for t in mesh.traffic if t.weights}
-        fallback = mesh.edge.fallback if mesh.fallbacks else ""
-        falling = {model.scope for model in mesh.fallbacks}
-        keys: dict[str, tuple[Any, ...]] = {
-            scope: (_model_part, traffic, ready.get(scope, ()), fallback * (scope in falling))
-            for scope, traffic in serving.items()
-        }
+        braked = {scope: t for scope, t in serving.items() if t.cause is Cause.BRAKE}
+        keys = _shared_keys(mesh) | {BRAKE_PART: _brake_key(braked)}
+        for traffic in serving.values():
+            keys |= _model_keys(mesh, traffic, ready)
         for scope in ready.keys() - serving.keys():
-            keys[scope] = (_idle_part, scope, ready[scope], fallback * (scope in falling))
-        braked = sorted((t for t in serving.values() if t.cause is Cause.BRAKE), key=_by_model)
-        keys[LISTENER_PART] = (_listener_part, mesh.edge)
-        keys[EDGE_PART] = (
-            _edge_part,
-            mesh.edge,
-            mesh.replicas,
-            mesh.revoked,
-            tuple(sorted(mesh.limits)),
-            tuple(braked),
-        )
-        return keys
+            idle = Traffic(ModelName(*scope.split("/")))
+            keys[scope + ASIDE] = _aside_key(mesh, idle, ready)
+        gone = self.parts.keys() - keys.keys()
+        return _next(replace(self, mesh=mesh, ready_of=ready, braked=braked), gone, keys)
 
-    def _grouped(self, ready: Mapping[VersionName, tuple[str, ...]]) -> dict[str, Ready]:
-        if ready is not self._ready:
-            found: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
-            for version, at in ready.items():
-                found.setdefault(version.parent.scope, []).append((version.version, at))
-            self._ready_of = {scope: tuple(sorted(rows)) for scope, rows in found.items()}
-            self._ready = ready
-        return self._ready_of
+    def with_traffic(self, traffic: Traffic) -> Built:
+        """Return the snapshot of the same mesh with the new traffic of one model that serves.
 
-    def _take_over(self, gone: Mapping[str, Part], fresh: Mapping[str, Part]) -> None:
-        before = [*gone.values(), *(self._parts[n] for n in fresh if n in self._parts)]
-        for kind in ORDER:
-            old = {item.name: item for part in before for item in part.resources.get(kind, ())}
-            new = {
-                item.name: item for part in fresh.values() for item in part.resources.get(kind, ())
-            }
-            if old != new:
-                kept = dict(self._resources[kind])
-                for name in old:
-                    del kept[name]
-                self._resources[kind] = MappingProxyType(kept | new)
-        for name in gone:
-            del self._parts[name]
-        self._parts |= fresh
-        lines = sorted(f"{name} {part.version}" for name, part in self._parts.items())
-        resources = MappingProxyType(dict(self._resources))
-        self._snapshot = Snapshot(xds.digest("\n".join(lines).encode()), resources)
+        Built from the traffic alone: what else the mesh is made of is taken over.
+        """
+        if self.mesh is None:
+            raise ValueError("a mesh comes before its steps")
+        scope = traffic.model.scope
+        keys = _model_keys(self.mesh, traffic, self.ready_of)
+        braked = self.braked
+        if traffic.cause is Cause.BRAKE or scope in braked:
+            braked = {key: t for key, t in braked.items() if key != scope}
+            if traffic.cause is Cause.BRAKE:
+                braked[scope] = traffic
+            keys[BRAKE_PART] = _brake_key(braked)
+        return _next(replace(self, braked=braked), (), keys)
 
 
-def _by_model(traffic: Traffic) -> str:
-    return traffic.model.scope
+def _next(before: Built, gone: Iterable[str], keys: Mapping[str, tuple[Any, ...]]) -> Built:
+    fresh = {
+        name: _part(key)
+        for name, key in keys.items()
+        if (known := before.parts.get(name)) is None or known.key != key
+    }
+    if not gone and not fresh:
+        return before
+    old = {name: before.parts[name] for name in (*gone, *fresh) if name in before.parts}
+    tables = {
+        kind: table.replaced(_names(old, kind), _items(fresh, kind))
+        for kind, table in before.snapshot.resources.items()
+    }
+    total = (before.total + _sum(fresh) - _sum(old)) % VERSIONS
+    parts = dict(before.parts)
+    for name in gone:
+        del parts[name]
+    parts |= fresh
+    snapshot = Snapshot(f"{total:0{xds.VERSION_DIGITS}x}", MappingProxyType(tables))
+    return replace(before, snapshot=snapshot, parts=parts, total=total)
+
+
+def _names(parts: Mapping[str, Part], kind: TypeUrl) -> Iterator[str]:
+    return (item.name for item in _items(parts, kind))
+
+
+def _items(parts: Mapping[str, Part], kind: TypeUrl) -> Iterator[Resource]:
+    return (item for part in parts.values() for item in part.resources.get(kind, ()))
+
+
+def _sum(parts: Mapping[str, Part]) -> int:
+    return sum(int(xds.digest(f"{n} {part.version}".encode()), 16) for n, part in parts.items())
+
+
+def _grouped(ready: Mapping[VersionName, tuple[str, ...]]) -> dict[str, Ready]:
+    found: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+    for version, at in ready.items():
+        found.setdefault(version.parent.scope, []).append((version.version, at))
+    return {scope: tuple(sorted(rows)) for scope, rows in found.items()}
+
+
+def _model_keys(
+    mesh: Mesh, traffic: Traffic, ready: Mapping[str, Ready]
+) -> dict[str, tuple[Any, ...]]:
+    """Return the two parts of a model that serves: what a step changes, and the rest."""
+    scope = traffic.model.scope
+    return {scope: (_split_part, traffic), scope + ASIDE: _aside_key(mesh, traffic, ready)}
+
+
+def _aside_key(mesh: Mesh, traffic: Traffic, ready: Mapping[str, Ready]) -> tuple[Any, ...]:
+    scope, named = traffic.model.scope, tuple(sorted(traffic.versions))
+    is_serving = bool(traffic.weights)
+    production = traffic.production if is_serving else None
+    at = ready.get(scope, ())
+    return (_aside_part, traffic.model, named, production, at, _fallback(mesh, scope))
+
+
+def _fallback(mesh: Mesh, scope: str) -> str:
+    if not mesh.fallbacks or ModelName(*scope.split("/")) not in mesh.fallbacks:
+        return ""
+    return mesh.edge.fallback
+
+
+def _shared_keys(mesh: Mesh) -> dict[str, tuple[Any, ...]]:
+    limited = tuple(sorted(mesh.limits))
+    return {
+        LISTENER_PART: (_listener_part, mesh.edge),
+        EDGE_PART: (_edge_part, mesh.edge, mesh.replicas, mesh.revoked, limited),
+    }
+
+
+def _brake_key(braked: Mapping[str, Traffic]) -> tuple[Any, ...]:
+    return (_brake_part, tuple(braked[scope] for scope in sorted(braked)))
 
 
 def _part(key: tuple[Any, ...]) -> Part:
@@ -160,29 +200,27 @@ def _part(key: tuple[Any, ...]) -> Part:
     return Part(key, resources, Snapshot.of(resources).version)
 
 
-def _model_part(
-    traffic: Traffic, ready: Ready, fallback: str
+def _split_part(traffic: Traffic) -> dict[TypeUrl, tuple[Resource, ...]]:
+    return {xds.ROUTES: (resource(traffic.model.scope, split_routes(traffic)),)}
+
+
+def _aside_part(
+    model: ModelName, named: tuple[int, ...], production: int | None, ready: Ready, fallback: str
 ) -> dict[TypeUrl, tuple[Resource, ...]]:
-    """Return a model's clusters, endpoints, routes and scope."""
-    model, at = traffic.model, dict(ready)
-    versions = sorted({*at, *traffic.versions})
-    routable = sorted({*(v for v, addresses in ready if addresses), *traffic.versions})
-    return _versions_part({VersionName.of(model, v): at.get(v, ()) for v in versions}, fallback) | {
-        xds.ROUTES: (
-            resource(model.scope, split_routes(traffic)),
-            resource(aside(model), aside_routes(traffic, routable)),
-        ),
+    """Return a model's clusters and endpoints; if it serves, its scopes and the routes aside."""
+    at = dict(ready)
+    versions = {VersionName.of(model, v): at.get(v, ()) for v in sorted({*at, *named})}
+    found = _versions(versions, fallback)
+    if production is None:
+        return found
+    routable = sorted({*(v for v, addresses in ready if addresses), *named})
+    return found | {
+        xds.ROUTES: (resource(aside(model), aside_routes(model, production, routable)),),
         xds.SCOPE: tuple(resource(scope.name, scope) for scope in model_scopes(model)),
     }
 
 
-def _idle_part(scope: str, ready: Ready, fallback: str) -> dict[TypeUrl, tuple[Resource, ...]]:
-    """Return the clusters of a model that is loaded and has no traffic."""
-    model = ModelName(*scope.split("/"))
-    return _versions_part({VersionName.of(model, v): at for v, at in ready}, fallback)
-
-
-def _versions_part(
+def _versions(
     ready: Mapping[VersionName, tuple[str, ...]], fallback: str
 ) -> dict[TypeUrl, tuple[Resource, ...]]:
     """Return clusters and endpoints; endpoints change with their cluster.
@@ -208,7 +246,6 @@ def _edge_part(
     replicas: tuple[str, ...],
     revoked: tuple[str, ...],
     limited: tuple[Limit, ...],
-    braked: tuple[Traffic, ...],
 ) -> dict[TypeUrl, tuple[Resource, ...]]:
     """Return what belongs to no model."""
     fixed = [fixed_cluster(service_cluster(name), at) for name, at in edge.services.items()]
@@ -226,8 +263,11 @@ def _edge_part(
         ),
         xds.ROUTES: (resource(default.name, default),),
         xds.SCOPE: (resource(scope.name, scope),),
-        xds.RUNTIME: (resource(RUNTIME_LAYER, _runtime(braked)),),
     }
+
+
+def _brake_part(braked: tuple[Traffic, ...]) -> dict[TypeUrl, tuple[Resource, ...]]:
+    return {xds.RUNTIME: (resource(RUNTIME_LAYER, _runtime(braked)),)}
 
 
 def _runtime(braked: tuple[Traffic, ...]) -> rtds_pb2.Runtime:

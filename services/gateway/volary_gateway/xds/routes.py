@@ -47,10 +47,12 @@ def split_routes(traffic: Traffic) -> route_pb2.RouteConfiguration:
     return _configuration(traffic.model.scope, [*routes, *_split(traffic)])
 
 
-def aside_routes(traffic: Traffic, routable: Iterable[int]) -> route_pb2.RouteConfiguration:
+def aside_routes(
+    model: ModelName, production: int, routable: Iterable[int]
+) -> route_pb2.RouteConfiguration:
     """Return the routes of the calls that no split is for: pinned versions, and information."""
-    routes = [*_pinned(traffic.model, routable), _information(traffic)]
-    return _configuration(aside(traffic.model), routes)
+    routes = [*_pinned(model, routable), _information(VersionName.of(model, production))]
+    return _configuration(aside(model), routes)
 
 
 def aside(model: ModelName) -> str:
@@ -133,10 +135,9 @@ def _unknown_version() -> Route:
     return route
 
 
-def _information(traffic: Traffic) -> Route:
-    cluster = VersionName.of(traffic.model, traffic.production).cluster
+def _information(production: VersionName) -> Route:
     match = route_components_pb2.RouteMatch(prefix="/")
-    return Route(name="information", match=match, metadata=KNOWN, route=_to(cluster))
+    return Route(name="information", match=match, metadata=KNOWN, route=_to(production.cluster))
 
 
 @dataclass(frozen=True, slots=True)
