@@ -31,7 +31,7 @@ from volary_cli.launcher.engines import running as engine_running
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Cause, Traffic, Weight
 from volary_gateway.xds.delta import Request, Response
-from volary_gateway.xds.mesh import Mesh, SnapshotBuilder
+from volary_gateway.xds.mesh import Built, Mesh
 from volary_gateway.xds.snapshot import Snapshot
 from volary_kit.migrations import migrate, migrations_of
 
@@ -96,7 +96,7 @@ class Steps:
 
     def __init__(self, running: Rig, address: str, models: int) -> None:
         self._rig = running
-        self._builder = SnapshotBuilder()
+        self._built = Built()
         self._names = [ModelName("default", f"m{n:04d}") for n in range(models)]
         self._traffic = {name: self._split(name, 1, Cause.SET, 1) for name in self._names}
         self._ready = {VersionName.of(n, v): (address,) for n in self._names for v in (1, 2)}
@@ -123,7 +123,8 @@ class Steps:
 
     def _publish(self) -> Snapshot:
         mesh = Mesh(self._edge, tuple(self._traffic.values()), self._ready, (self._address,))
-        snapshot = self._builder.build(mesh)
+        self._built = self._built.of(mesh)
+        snapshot = self._built.snapshot
         self._rig.plane.publish(snapshot)
         return snapshot
 
