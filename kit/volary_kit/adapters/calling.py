@@ -13,6 +13,7 @@ from volary_kit.registration import Method
 
 REQUEST_KEY = "x-request-id"
 MAX_KEY = 128
+PROBE = "/grpc.health.v1.Health/"
 NO_DEADLINE_S = 1e9  # gRPC tells "none" as infinity or as centuries, by server
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import Message
 
-from volary_kit.adapters.calling import begin, to_bytes
+from volary_kit.adapters.calling import PROBE, begin, to_bytes
 from volary_kit.calls import Call, enter
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, ResourceExhausted, VolaryError
@@ -27,7 +27,6 @@ from volary_kit.rules.size import check_size
 from volary_kit.rules.validation import decoded
 from volary_kit.statuses import DETAILS_KEY, GRPC_CODES
 
-PROBE = "/grpc.health.v1.Health/"
 SPARE_THREADS = 2  # they answer "too many streams" while all the others hold one
 
 
