@@ -75,7 +75,7 @@ class SyncAdapter:
             return grpc.stream_unary_rpc_method_handler(self._on_streams(self._from_stream(method)))
         if row.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._on_streams(self._to_stream(method)))
-        unary = self._unary(method)
+        unary = self.unary(method)
         if method.name.startswith(PROBE):
             unary.experimental_thread_pool = self._probes  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.unary_unary_rpc_method_handler(unary)
@@ -85,7 +85,9 @@ class SyncAdapter:
         behaviour.experimental_thread_pool = self._streams.pool  # pyright: ignore[reportFunctionMemberAccess]
         return behaviour
 
-    def _unary(self, method: Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def unary(self, method: Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        """Return what answers a method by bytes; a refusal ends in the context's abort."""
+
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             call = begin(method, context, self._clock)
             try:
