@@ -23,6 +23,7 @@ import numpy as np
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 
+from volary_inference.domain.in_place import InPlace
 from volary_inference.domain.run_times import RunTimes
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,8 @@ class Batcher:
         self._oldest_s = 0.0
         self._busy_until_s = 0.0
         self._is_closing = False
+        self._in_place = InPlace()
+        self._turn = threading.Lock()  # held while the graph runs, by whichever thread runs it
         self._thread = threading.Thread(target=self._work, name=f"batch {name}", daemon=True)
         self._thread.start()
 
@@ -181,6 +184,27 @@ class Batcher:
             self._queued_rows += ticket.rows
             self._changed.notify()
 
+    def run_now(self, ticket: Ticket) -> bool:
+        """Run a short ticket in its caller's thread when nothing else waits or runs; say whether.
+
+        The ticket then has its answer: `wait` returns at once.
+        """
+        rows = ticket.rows
+        predicted_s = self.run_times.predict_s(rows)
+        if self._queue or self.policy.max_delay_s or not self._in_place.allows(rows, predicted_s):
+            return False
+        if rows > self.policy.max_rows or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            began_s = self._clock.monotonic_s()
+            if self._is_closing or began_s + predicted_s > ticket.deadline_s:
+                return False
+            ticket.batch_rows = rows
+            self._run([ticket], Closing.DELAY)
+        finally:
+            self._turn.release()
+        return True
+
     def predicted_s(self, rows: int, deadline_s: float) -> float:
         """Return the seconds until rows with that deadline would be answered, from now."""
         with self._changed:
@@ -192,7 +216,10 @@ class Batcher:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        with self._turn:  # a run in its caller's thread is a short one
+            return True
 
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         if self._queued_rows + ticket.rows > self.policy.max_queued_rows and self._queue:
@@ -217,7 +244,8 @@ class Batcher:
             batch, closing = self._next()
             if not batch:
                 return
-            self._run(batch, closing)
+            with self._turn:
+                self._run(batch, closing)
 
     def _next(self) -> tuple[list[Ticket], Closing]:
         """Wait for a batch and take it; an empty one ends the thread."""
@@ -321,6 +349,7 @@ class Batcher:
         rows = sum(ticket.rows for ticket in batch)
         parts = _parted(batch, outputs) if self._is_batched else [outputs]
         self.run_times.record(rows, seconds)
+        self._in_place.ran(rows, seconds)
         self._observer.ran(rows, seconds, closing)
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from volary_kit.waiting import about_to_wait
+
 from volary_inference.domain.decisions import Decision
 from volary_inference.domain.tensors import Tensor
 
@@ -81,6 +83,7 @@ class Cancellation:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a cancellation; say whether it came."""
         happened = threading.Event()
+        about_to_wait()
         with self.telling(happened.set):
             return happened.wait(timeout_s)
 
