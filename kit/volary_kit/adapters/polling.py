@@ -17,60 +17,39 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextvars import Context
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
-from grpc import _server as inner
 from grpc._cython import cygrpc
 
+from volary_kit.adapters.unary import Step, Unary, UnaryCall
 from volary_kit.waiting import before_waiting
 
 log = logging.getLogger(__name__)
-Answer = Callable[[bytes, grpc.ServicerContext], bytes]
 POLL_S = 1.0
+_NOTHING = cygrpc.CompletionType.queue_timeout
 _NAMES = (
-    *("_Context", "_RPCState", "_ServerStage", "_abort", "_begin_shutdown_once", "_CLOSED"),
-    *("_process_event_and_continue", "_receive_close_on_server", "_receive_message", "_status"),
-    *("_request_call", "_REQUEST_CALL_TAG"),
-    *("_RECEIVE_CLOSE_ON_SERVER_TOKEN", "_RECEIVE_MESSAGE_TOKEN"),
+    *("_ServerStage", "_REQUEST_CALL_TAG", "_request_call", "_process_event_and_continue"),
+    *("_begin_shutdown_once", "_stop_serving"),
 )
+_inner = vars(import_module("grpc._server"))
 # untyped upstream; None stands for a name that is gone
-_grpc: Any = SimpleNamespace(**{name.strip("_"): vars(inner).get(name) for name in _NAMES})
-_core: Any = cygrpc
-_STATE = ("lock", "completion_queue", "server", "stage", "active_rpc_count", "rpc_states", "due")
-
-
-@dataclass(frozen=True, slots=True)
-class Unary:
-    """What answers one method; `is_quick` when it seldom waits, and says so before it does."""
-
-    answer: Answer
-    is_quick: bool
+_grpc: Any = SimpleNamespace(**{name.strip("_"): _inner.get(name) for name in _NAMES})
+_STATE = (
+    *("lock", "completion_queue", "server", "stage", "active_rpc_count", "rpc_states", "due"),
+    *("maximum_concurrent_rpcs", "server_deallocated"),
+)
 
 
 def is_possible(server: grpc.Server) -> bool:
-    """Say whether this version of gRPC has all that this module stands on."""
+    """Say whether this version of gRPC has all that the threads stand on."""
     state = getattr(server, "_state", None)
     has_names = all(name is not None for name in vars(_grpc).values())
     return has_names and all(hasattr(state, name) for name in _STATE)
-
-
-class _Arriving:
-    """A call whose message is on its way: the tag of that event."""
-
-    __slots__ = ("_received", "event", "method", "state")
-
-    def __init__(self, event: Any, method: Unary) -> None:
-        self.event = event
-        self.method = method
-        self.state = _grpc.RPCState()
-        self._received = _grpc.receive_message(self.state, event.call, None)
-
-    def __call__(self, event: Any) -> Any:
-        return self._received(event)
 
 
 class PollingThreads:
@@ -81,7 +60,7 @@ class PollingThreads:
         self._methods = {name.encode(): method for name, method in methods.items()}
         self._count = threads + 1
         self._lock = threading.Lock()
-        self._waiting: deque[_Arriving] = deque()  # calls that found every thread busy
+        self._waiting: deque[UnaryCall] = deque()  # calls that found every thread busy
         self._idle = 0
         self._is_stopped = False
         self._lead = threading.Lock()  # released by who gives the lead, acquired by who takes it
@@ -114,7 +93,7 @@ class PollingThreads:
         if leads:
             self._lead.release()  # the next one ends, too
 
-    def _next_call(self) -> _Arriving | None:
+    def _next_call(self) -> UnaryCall | None:
         """Return a call that waits, else count this thread as idle."""
         with self._lock:
             if self._waiting:
@@ -125,23 +104,41 @@ class PollingThreads:
     def _poll(self) -> bool:
         """Take events; return True when the server has stopped, False once the lead is given."""
         state, request = self._server, _grpc.REQUEST_CALL_TAG
-        nothing = _core.CompletionType.queue_timeout
         while True:
             event = state.completion_queue.poll(time.time() + POLL_S)
             if state.server_deallocated:
                 _grpc.begin_shutdown_once(state)
-            if event.completion_type == nothing:
+            if event.completion_type == _NOTHING:
                 continue
             tag = event.tag
-            if tag is request and self._has_begun(event):
-                continue
-            if not _grpc.process_event_and_continue(state, event):
+            if type(tag) is tuple:
+                call, step = tag
+                goes_on = self._has_passed(call, step, event)
+                event = tag = None  # the core waits for a call that is still held on to
+                if step is Step.MESSAGE and self._has_arrived(call):
+                    return False
+            elif tag is request and self._has_begun(event):
+                goes_on = True
+            else:
+                goes_on = _grpc.process_event_and_continue(state, event)
+            event = tag = call = None
+            if not goes_on:
                 self._is_stopped = True
                 return True
-            # a call in the event must be gone before the next poll, or the core waits for it
-            event = None
-            if type(tag) is _Arriving and self._has_arrived(tag):
-                return False
+
+    def _has_passed(self, call: UnaryCall, step: Step, event: Any) -> bool:
+        """Note the end of a step; say whether the server goes on."""
+        callbacks = call.passed(step, event)
+        if callbacks is None:
+            return True
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:  # a handler's own, about a call that is over
+                log.exception("a callback raised")
+        with self._server.lock:
+            self._server.rpc_states.discard(call)
+            return not _grpc.stop_serving(self._server)
 
     def _has_begun(self, event: Any) -> bool:
         """Begin a unary call; what this does not take goes gRPC's own way."""
@@ -153,28 +150,19 @@ class PollingThreads:
         with state.lock:
             if state.stage is not _grpc.ServerStage.STARTED:
                 return False
-            call = _Arriving(event, method)
-            with call.state.condition:
-                self._receive(call)
+            call = UnaryCall(event, method)
             state.due.remove(event.tag)
-            state.rpc_states.add(call.state)
+            state.rpc_states.add(call)
             state.active_rpc_count += 1
+            call.begin()
             _grpc.request_call(state)
         return True
 
-    def _receive(self, call: _Arriving) -> None:
-        """Ask for the end of the call, whoever ends it, and for its message."""
-        state, start = call.state, call.event.call.start_server_batch
-        closed = _grpc.receive_close_on_server(state)
-        start((_core.ReceiveCloseOnServerOperation(0),), closed)
-        start((_core.ReceiveMessageOperation(0),), call)
-        state.due.add(_grpc.RECEIVE_CLOSE_ON_SERVER_TOKEN)
-        state.due.add(_grpc.RECEIVE_MESSAGE_TOKEN)
-
-    def _has_arrived(self, call: _Arriving) -> bool:
+    def _has_arrived(self, call: UnaryCall) -> bool:
         """Answer a call whose message is there; say whether the lead went to another thread."""
-        if call.state.request is None:
-            self._end_without_message(call)
+        if call.data is None or not call.is_active():  # it has ended already
+            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request message")
+            self._finished()
             return False
         if self._is_left_waiting(call):
             return False
@@ -195,7 +183,7 @@ class PollingThreads:
             before_waiting(None)
         return bool(given)
 
-    def _is_left_waiting(self, call: _Arriving) -> bool:
+    def _is_left_waiting(self, call: UnaryCall) -> bool:
         """Leave a call to whoever is done first, when no thread is idle to take the lead."""
         if self._idle:  # none but the leader makes it fewer
             return False
@@ -210,39 +198,26 @@ class PollingThreads:
             self._idle -= 1
         self._lead.release()
 
-    def _answer(self, call: _Arriving) -> None:
+    def _answer(self, call: UnaryCall) -> None:
         try:
-            self._reply(call)
+            _reply(call)
         except Exception:  # gRPC's own, about a call: the thread serves others, too
             log.exception("a call could not be answered")
         finally:
             self._finished()
 
-    def _reply(self, call: _Arriving) -> None:
-        state = call.state
-        data, state.request = state.request, None
-        context = _grpc.Context(call.event, state, None)
-        try:
-            reply = state.context.run(call.method.answer, data, context)
-        except Exception as error:  # noqa: BLE001 - a handler refuses by an abort, which raises
-            self._abort(call, error)
-        else:
-            _grpc.status(call.event, state, reply)
-
-    def _abort(self, call: _Arriving, error: Exception) -> None:
-        if not call.state.aborted:
-            log.error("a handler raised", exc_info=error)
-        with call.state.condition:
-            _grpc.abort(call.state, call.event.call, _core.StatusCode.unknown, b"")
-
-    def _end_without_message(self, call: _Arriving) -> None:
-        """Refuse a call that ended before its message; one that was cancelled has ended."""
-        with call.state.condition:
-            if call.state.client is _grpc.CLOSED:
-                text = b"the method takes exactly one request message"
-                _grpc.abort(call.state, call.event.call, _core.StatusCode.unimplemented, text)
-        self._finished()
-
     def _finished(self) -> None:
         with self._server.lock:
             self._server.active_rpc_count -= 1
+
+
+def _reply(call: UnaryCall) -> None:
+    data, call.data = call.data, None
+    try:
+        reply = Context().run(call.method.answer, data, call)
+    except Exception:  # a handler refuses by an abort, which raises
+        if not call.is_aborted:
+            log.exception("a handler raised")
+        call.refuse(grpc.StatusCode.UNKNOWN, "")
+    else:
+        call.reply(reply)
