@@ -23,8 +23,9 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from volary_kit.calls import Call
 from volary_kit.errors import VolaryError
 from volary_kit.telemetry import names, recording
+from volary_kit.telemetry.encoding import resource_of
 from volary_kit.telemetry.export import DROPPED, BoundedExport, forward, otlp_exporter
-from volary_kit.telemetry.otlp import OtlpExporter, resource_of
+from volary_kit.telemetry.otlp import OtlpExporter
 from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
@@ -167,7 +168,7 @@ class Telemetry:
         """The serialized OTLP `Resource` of this process's spans, None when none leave it."""
         if self._exporter is None:
             return None
-        return resource_of(self.provider.resource).SerializeToString()
+        return resource_of(self.provider.resource)
 
     def forward(self, request: bytes, spans: int, dropped: int = 0) -> None:
         """Export spans that an engine of another language encoded, and count what it dropped."""
