@@ -213,6 +213,7 @@ class PollingThreads:
 
 def _reply(call: UnaryCall) -> None:
     data, call.data = call.data, None
+    assert data is not None
     try:
         reply = Context().run(call.method.answer, data, call)
     except Exception:  # a handler refuses by an abort, which raises

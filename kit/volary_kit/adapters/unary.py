@@ -107,8 +107,9 @@ class UnaryCall(grpc.ServicerContext):
     def time_remaining(self) -> float:
         return max(self._event.call_details.deadline - time.time(), 0)
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
         self._call.cancel()
+        return True
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         with self._lock:

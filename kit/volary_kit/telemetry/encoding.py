@@ -139,7 +139,8 @@ def _messages(attributes: Mapping[str, Any]) -> list[trace_pb2.KeyValue]:
 def _pairs(attributes: Mapping[str, Any]) -> Iterator[bytes]:
     """Yield each attribute as a serialized `KeyValue`."""
     for key, value in attributes.items():
-        is_cached = type(value) is bool or (type(value) is str and len(value) <= CACHED_TEXT)
+        kind = type(value)
+        is_cached = kind is bool or (kind is str and len(value) <= CACHED_TEXT)
         yield _cached_pair(key, value) if is_cached else _pair(key, value)
 
 
