@@ -25,7 +25,7 @@ from volary_kit.telemetry import names, recording
 from volary_kit.telemetry.encoding import resource_of
 from volary_kit.telemetry.export import DROPPED, BoundedExport, forward, otlp_exporter
 from volary_kit.telemetry.otlp import OtlpExporter
-from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
+from volary_kit.telemetry.recording import TRACEPARENT, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
 Attributes: TypeAlias = Mapping[str, AttributeValue]
