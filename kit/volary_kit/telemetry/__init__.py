@@ -25,7 +25,7 @@ from volary_kit.telemetry import names, recording
 from volary_kit.telemetry.encoding import resource_of
 from volary_kit.telemetry.export import DROPPED, BoundedExport, forward, otlp_exporter
 from volary_kit.telemetry.otlp import OtlpExporter
-from volary_kit.telemetry.recording import TRACEPARENT, Recorder
+from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
 Attributes: TypeAlias = Mapping[str, AttributeValue]
@@ -142,7 +142,7 @@ class Telemetry:
 
     def server_span(self, call: Call) -> Span:
         """Begin the span of a call that came in."""
-        above = recording.read(call.metadata) if TRACEPARENT in call.metadata else _current()
+        above = recording.read(_texts(call)) if TRACEPARENT in call.metadata else _current()
         attributes: Attributes = {
             names.RPC_SYSTEM: "grpc",
             names.RPC_METHOD: call.method,
@@ -298,6 +298,10 @@ def _start(
     above = recording.read(parent) if parent else _current()
     linked = [trace.Link(found) for text in links if (found := recording.read({TRACEPARENT: text}))]
     return Span(maker.begin(name, _KINDS[kind], attributes, above, linked))
+
+
+def _texts(call: Call) -> dict[str, str]:
+    return {key: text for key in (TRACEPARENT, TRACESTATE) if (text := call.text(key))}
 
 
 def _current() -> SpanContext:
