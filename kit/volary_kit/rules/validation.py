@@ -98,13 +98,18 @@ def _nan_in_field(field: FieldDescriptor, value: Any) -> str | None:
         return field.name if _holds_nan(value if field.is_repeated else (value,)) else None
     if not field.is_repeated:
         return _below(field.name, value)
-    if field.message_type.GetOptions().map_entry:
+    if is_map(field):
         return _nan_in_map(field, value)
     for index, element in enumerate(value):
         path = _below(f"{field.name}[{index}]", element)
         if path is not None:
             return path
     return None
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Say whether a repeated field is a map."""
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _nan_in_map(field: FieldDescriptor, value: Any) -> str | None:

@@ -70,6 +70,10 @@ class Span:
         """Set an attribute, named in `names`."""
         self._inner.set_attribute(name, value)
 
+    def update(self, attributes: Attributes) -> None:
+        """Set several attributes."""
+        self._inner.set_attributes(attributes)
+
     def link(self, traceparent: str) -> None:
         """Point to a span of another trace; a malformed header is ignored."""
         linked = recording.read({TRACEPARENT: traceparent})
@@ -309,7 +313,7 @@ def _current() -> SpanContext:
 
 
 def _traceparent(context: SpanContext) -> str:
-    return recording.written(context).get(TRACEPARENT, "")
+    return recording.traceparent_of(context) if context.is_valid else ""
 
 
 def _provider(resource: Resource, sampler: Sampler, *, replay_safe: bool) -> TracerProvider:

@@ -179,8 +179,13 @@ def written(context: SpanContext) -> dict[str, str]:
     """Return the W3C headers that name a span, none for one that is of no trace."""
     if not context.is_valid:
         return {}
-    flags = int(context.trace_flags)
-    headers = {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"}
+    headers = {TRACEPARENT: traceparent_of(context)}
     if context.trace_state:
         headers[TRACESTATE] = context.trace_state.to_header()
     return headers
+
+
+def traceparent_of(context: SpanContext) -> str:
+    """Return the W3C header that names a span of a trace."""
+    flags = int(context.trace_flags)
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"

@@ -371,6 +371,8 @@ def _parted(batch: Sequence[Ticket], outputs: dict[str, np.ndarray]) -> list[dic
     rows = sum(ticket.rows for ticket in batch)
     if any(array.shape[:1] != (rows,) for array in outputs.values()):
         raise RunFailed(f"the graph gave another number of rows than the {rows} it was given")
+    if len(batch) == 1:
+        return [outputs]
     ends = list(itertools.accumulate(ticket.rows for ticket in batch))
     return [
         {name: array[end - ticket.rows : end] for name, array in outputs.items()}

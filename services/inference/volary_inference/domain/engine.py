@@ -234,7 +234,7 @@ def _is_score(tensor: Tensor) -> bool:
 def _named(
     serving: Serving, names: tuple[str, ...], outputs: Mapping[str, np.ndarray]
 ) -> tuple[Tensor, ...]:
-    datatypes = {spec.name: spec.datatype for spec in serving.signature.outputs}
+    datatypes = serving.signature.output_types
     return tuple(Tensor(name, datatypes[name], outputs[name]) for name in names)
 
 
