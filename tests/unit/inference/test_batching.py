@@ -272,9 +272,11 @@ class TestRunNow:
             assert running.wait(LONG_S)["y"].tolist() == [[2.0]]
 
     def test_not_what_takes_long(self) -> None:
-        times = RunTimes()
-        times.record(1, TRIAL_S * 2)
-        with rigged(run_times=times) as rig:
+        class Slow(RunTimes):
+            def predict_s(self, rows: int, *_: object) -> float:
+                return TRIAL_S * 2
+
+        with rigged(run_times=Slow()) as rig:
             assert not rig.batcher.run_now(rig.ticket(1.0))
 
     def test_not_what_could_not_finish_in_time(self) -> None:
@@ -293,11 +295,11 @@ class TestRunNow:
 
 def test_the_least_time_of_a_size_decides() -> None:
     in_place = InPlace()
-    assert in_place.allows(1, TRIAL_S)
-    assert not in_place.allows(1, TRIAL_S * 2)
-    for _ in range(TRIALS):
-        in_place.ran(1, SHORT_S * 9)
-    assert not in_place.allows(1, 0.0)
+    for number in range(TRIALS):
+        assert in_place.expected_s(1) is None
+        in_place.ran(1, 9.0 - number)
+    assert in_place.expected_s(1) == 9.0 - (TRIALS - 1)
     in_place.ran(1, SHORT_S)
-    assert in_place.allows(1, TRIAL_S * 2)
-    assert not in_place.allows(2, TRIAL_S * 2)
+    in_place.ran(1, 9.0)
+    assert in_place.expected_s(1) == SHORT_S
+    assert in_place.expected_s(2) is None

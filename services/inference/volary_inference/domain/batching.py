@@ -23,7 +23,7 @@ import numpy as np
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 
-from volary_inference.domain.in_place import InPlace
+from volary_inference.domain.in_place import SHORT_S, TRIAL_S, InPlace
 from volary_inference.domain.run_times import RunTimes
 
 log = logging.getLogger(__name__)
@@ -190,20 +190,27 @@ class Batcher:
         The ticket then has its answer: `wait` returns at once.
         """
         rows = ticket.rows
-        predicted_s = self.run_times.predict_s(rows)
-        if self._queue or self.policy.max_delay_s or not self._in_place.allows(rows, predicted_s):
+        is_alone = not self._queue and not self.policy.max_delay_s and rows <= self.policy.max_rows
+        now_s = self._clock.monotonic_s()
+        if not is_alone or not self._is_short(rows, ticket.deadline_s, now_s):
             return False
-        if rows > self.policy.max_rows or not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(blocking=False):
             return False
         try:
-            began_s = self._clock.monotonic_s()
-            if self._is_closing or began_s + predicted_s > ticket.deadline_s:
+            if self._is_closing:
                 return False
             ticket.batch_rows = rows
             self._run([ticket], Closing.DELAY)
         finally:
             self._turn.release()
         return True
+
+    def _is_short(self, rows: int, deadline_s: float, now_s: float) -> bool:
+        expected_s = self._in_place.expected_s(rows)
+        if expected_s is not None:
+            return expected_s <= SHORT_S and now_s + expected_s <= deadline_s
+        predicted_s = self._predicted_s(rows, deadline_s, now_s)
+        return predicted_s <= TRIAL_S and now_s + predicted_s <= deadline_s
 
     def predicted_s(self, rows: int, deadline_s: float) -> float:
         """Return the seconds until rows with that deadline would be answered, from now."""
@@ -349,10 +356,10 @@ class Batcher:
         rows = sum(ticket.rows for ticket in batch)
         parts = _parted(batch, outputs) if self._is_batched else [outputs]
         self.run_times.record(rows, seconds)
-        self._in_place.ran(rows, seconds)
         self._observer.ran(rows, seconds, closing)
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)
+        self._in_place.ran(rows, seconds)
 
 
 def _overloaded(text: str, retry_after_s: float) -> ResourceExhausted:

@@ -19,10 +19,10 @@ class InPlace:
     def __init__(self) -> None:
         self._least_s: dict[int, tuple[int, float]] = {}
 
-    def allows(self, rows: int, predicted_s: float) -> bool:
-        """Say whether a run of so many rows stays in its caller's thread."""
+    def expected_s(self, rows: int) -> float | None:
+        """Return the time of a run of so many rows, None before enough of that size ran."""
         tried, least_s = self._least_s.get(bucket_of(rows), (0, 0.0))
-        return predicted_s <= TRIAL_S if tried < TRIALS else least_s <= SHORT_S
+        return None if tried < TRIALS else least_s
 
     def ran(self, rows: int, seconds: float) -> None:
         """Learn from a run in any thread."""
