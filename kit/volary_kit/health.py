@@ -126,7 +126,7 @@ class _HealthAnswers:
 
 
 class AioHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
-    """Health on grpc.aio."""
+    """Health on grpc.aio; a Watch ends after it has told of the drain."""
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> STATUS:  # noqa: ARG002
         return self.checked(request)
@@ -148,10 +148,14 @@ class AioHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
             last: STATUS.ServingStatus | None = None
             while True:
                 changed.clear()
+                # asked before the status: a drain that begins in between is told of first
+                is_last = self._health.is_draining
                 status = self.watched_status(request.service)
                 if status != last:
                     yield STATUS(status=status)
                 last = status
+                if is_last:
+                    return
                 await changed.wait()
 
 
@@ -173,11 +177,13 @@ class SyncHealthHandler(_HealthAnswers, health_pb2_grpc.HealthServicer):
             last: STATUS.ServingStatus | None = None
             while context.is_active():
                 changed.clear()
+                # asked before the status: a drain that begins in between is told of first
+                is_last = self._health.is_draining
                 status = self.watched_status(request.service)
                 if status != last:
                     yield STATUS(status=status)
                 last = status
-                if self._health.is_draining:
+                if is_last:
                     return
                 changed.wait(POLL_S)
 

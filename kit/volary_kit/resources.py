@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,9 +172,10 @@ class Resources(Generic[SettingsT]):
         threads: int = UNARY_THREADS,
         streams: int = STREAM_THREADS,
         queue: int = MAX_CALLS,
+        quick: Collection[str] = (),
         address: Address | None = None,
     ) -> SyncServer:
-        """Make a thread-pool listener; see `SyncServer` for the three pools.
+        """Make a thread-pool listener; see `SyncServer` for its threads and for `quick`.
 
         `address` is for one that is not reached by a port.
         """
@@ -186,6 +187,7 @@ class Resources(Generic[SettingsT]):
             threads=threads,
             streams=streams,
             queue=queue,
+            quick=quick,
         )
 
 

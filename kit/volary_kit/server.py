@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 import grpc
 
 from volary_kit.adapters.aio import AioAdapter
+from volary_kit.adapters.calling import PROBE
+from volary_kit.adapters.polling import PollingThreads, Unary, is_possible
 from volary_kit.adapters.sync import StreamThreads, SyncAdapter
 from volary_kit.clock import Clock, SystemClock
 from volary_kit.errors import Unimplemented
@@ -43,6 +46,7 @@ UNARY_THREADS = 16
 STREAM_THREADS = 32
 PROBE_THREADS = 2
 LOOPBACK_NAMES = ("localhost",)
+log = logging.getLogger(__name__)
 
 
 class ListenError(Exception):
@@ -176,7 +180,8 @@ class SyncServer:
     """A thread-pool server, for handlers that hold the interpreter anyway.
 
     `threads` answer unary calls; at most `streams` streams live on threads of their own. At
-    most `queue` further calls wait for a thread, the next one is refused.
+    most `queue` further calls wait for a thread, the next one is refused. A method of `quick` is
+    answered by the thread that polls: its handler calls `waiting.about_to_wait` before it waits.
     """
 
     def __init__(
@@ -189,6 +194,7 @@ class SyncServer:
         threads: int = UNARY_THREADS,
         streams: int = STREAM_THREADS,
         queue: int = MAX_CALLS,
+        quick: Collection[str] = (),
     ) -> None:
         address.require_safe()
         self.address = address
@@ -204,11 +210,15 @@ class SyncServer:
         )
         self._server.add_generic_rpc_handlers(_handlers(self.methods, adapter.handler))
         self._server.add_generic_rpc_handlers((_UnknownMethods(_refuse_unknown_sync),))
+        self._polling = _polling(self._server, self.methods, adapter, quick, threads)
 
     async def start(self) -> None:
         """Bind and begin to take calls; `address.port` is the real one afterwards."""
         self.address = _bound(self._server, self.address)
-        self._server.start()
+        if self._polling is None:
+            self._server.start()
+        else:
+            self._polling.start()
 
     async def stop(self, grace_s: float) -> None:
         """Send GOAWAY, let calls in flight finish, give the threads back."""
@@ -216,6 +226,25 @@ class SyncServer:
         await asyncio.to_thread(stopped.wait)
         for pool in (self._unary, self._probes, self._streams.pool):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _polling(
+    server: grpc.Server,
+    methods: Iterable[Method],
+    adapter: SyncAdapter,
+    quick: Collection[str],
+    threads: int,
+) -> PollingThreads | None:
+    """Return the threads that answer unary calls, None where gRPC's own have to."""
+    if not is_possible(server):
+        log.warning("this version of gRPC keeps its threads to itself: calls take more CPU time")
+        return None
+    unary = {
+        method.name: Unary(adapter.unary(method), method.name in quick)
+        for method in methods
+        if method.policy.is_unary and not method.name.startswith(PROBE)
+    }
+    return PollingThreads(server, unary, threads)
 
 
 def server_options(methods: Iterable[Method]) -> list[tuple[str, Any]]:

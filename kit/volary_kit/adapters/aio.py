@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
-from volary_kit.adapters.calling import begin, to_bytes
+from volary_kit.adapters.calling import PROBE, begin, to_bytes
 from volary_kit.calls import Call, enter
 from volary_kit.clock import Clock
 from volary_kit.errors import Unavailable, VolaryError
@@ -146,7 +146,9 @@ class AioAdapter:
             self._rules.before(call)
             enter(call)
             method.require_implemented()
-            if call.policy.unbounded:
+            if method.name.startswith(PROBE):
+                reply = await body(call)  # a Watch ends by itself, once it has told of the drain
+            elif call.policy.unbounded:
                 async with self._until_drained():
                     reply = await body(call)
             else:

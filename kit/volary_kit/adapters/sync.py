@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import Message
 
-from volary_kit.adapters.calling import begin, to_bytes
+from volary_kit.adapters.calling import PROBE, begin, to_bytes
 from volary_kit.calls import Call, enter
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, ResourceExhausted, VolaryError
@@ -27,7 +27,6 @@ from volary_kit.rules.size import check_size
 from volary_kit.rules.validation import decoded
 from volary_kit.statuses import DETAILS_KEY, GRPC_CODES
 
-PROBE = "/grpc.health.v1.Health/"
 SPARE_THREADS = 2  # they answer "too many streams" while all the others hold one
 
 
@@ -76,7 +75,7 @@ class SyncAdapter:
             return grpc.stream_unary_rpc_method_handler(self._on_streams(self._from_stream(method)))
         if row.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._on_streams(self._to_stream(method)))
-        unary = self._unary(method)
+        unary = self.unary(method)
         if method.name.startswith(PROBE):
             unary.experimental_thread_pool = self._probes  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.unary_unary_rpc_method_handler(unary)
@@ -86,7 +85,9 @@ class SyncAdapter:
         behaviour.experimental_thread_pool = self._streams.pool  # pyright: ignore[reportFunctionMemberAccess]
         return behaviour
 
-    def _unary(self, method: Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def unary(self, method: Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        """Return what answers a method by bytes; a refusal ends in the context's abort."""
+
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             call = begin(method, context, self._clock)
             try:

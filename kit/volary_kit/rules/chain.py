@@ -11,8 +11,10 @@ from google.rpc.status_pb2 import Status
 
 from volary_kit.calls import Call
 
+_NAMES = {number: name for name, number in code_pb2.Code.items()}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)  # frozen costs more to make, and one is made a call
 class Outcome:
     """How a call ended: the status that left, and the time that it took.
 
@@ -26,7 +28,7 @@ class Outcome:
     @property
     def code(self) -> str:
         """The name of the status code, `OK` on success."""
-        return code_pb2.Code.Name(self.status.code)
+        return _NAMES[self.status.code]
 
 
 class Rule:
@@ -46,21 +48,31 @@ class Rules:
     """Rules in order; `after` runs backwards over those whose `before` was entered."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self._rules = tuple(rules)
-        self._on_message = tuple(r for r in rules if type(r).received is not Rule.received)
+        """Look up once which rules have a say in which step."""
+        self._before = [(place, r.before) for place, r in enumerate(rules, 1) if _has(r, "before")]
+        self._received = [r.received for r in rules if _has(r, "received")]
+        self._after = [(place, r.after) for place, r in enumerate(rules, 1) if _has(r, "after")]
+        self._after.reverse()
+        self._count = len(rules)
 
     def before(self, call: Call) -> None:
         """Run every `before`; the first that raises refuses the call."""
-        for rule in self._rules:
-            call.entered += 1
-            rule.before(call)
+        for place, step in self._before:
+            call.entered = place
+            step(call)
+        call.entered = self._count
 
     def received(self, call: Call, request: Message) -> None:
         """Run every `received` for one request message."""
-        for rule in self._on_message:
-            rule.received(call, request)
+        for step in self._received:
+            step(call, request)
 
     def after(self, call: Call, outcome: Outcome) -> None:
         """Run `after` of each rule that was entered, the last one first."""
-        for rule in reversed(self._rules[: call.entered]):
-            rule.after(call, outcome)
+        for place, step in self._after:
+            if place <= call.entered:
+                step(call, outcome)
+
+
+def _has(rule: Rule, step: str) -> bool:
+    return getattr(type(rule), step) is not getattr(Rule, step)

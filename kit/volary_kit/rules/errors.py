@@ -16,6 +16,7 @@ from volary_kit.rules.deadline import expired
 from volary_kit.statuses import code_of, new_error_id, status_of, unpacked
 
 log = logging.getLogger(__name__)
+_OK = Status(code=code_pb2.OK)
 
 
 def failure_of(call: Call, error: BaseException) -> VolaryError:
@@ -36,7 +37,7 @@ def outcome_of(call: Call, error: BaseException | None) -> Outcome:
     """Return the outcome of a call: OK without an error, else the status of its failure."""
     elapsed_s = call.clock.monotonic_s() - call.started_s
     if error is None:
-        return Outcome(Status(code=code_pb2.OK), elapsed_s)
+        return Outcome(_OK, elapsed_s)
     failure = failure_of(call, error)
     return Outcome(status_of(failure), elapsed_s, failure.__cause__ or failure)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import protovalidate
+from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -31,6 +32,8 @@ class Validation(Rule):
         path = nan_path(request)
         if path is not None:
             raise InvalidArgument("NOT_A_NUMBER", "NaN is not accepted", field=path)
+        if not has_rules(request.DESCRIPTOR):
+            return
         try:
             violations = self._validator.collect_violations(request)
         except protovalidate.CompilationError as error:
@@ -80,8 +83,11 @@ def nan_path(message: Message) -> str | None:
 
 
 def _nan_below(message: Message) -> str | None:
-    for field, value in message.ListFields():
-        path = _nan_in_field(field, value)
+    for field in _float_fields(message.DESCRIPTOR):
+        if not field.is_repeated and field.has_presence and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        path = _nan_in_field(field, value) if value or not field.is_repeated else None
         if path is not None:
             return path
     return None
@@ -90,17 +96,20 @@ def _nan_below(message: Message) -> str | None:
 def _nan_in_field(field: FieldDescriptor, value: Any) -> str | None:
     if field.cpp_type in FLOATS:
         return field.name if _holds_nan(value if field.is_repeated else (value,)) else None
-    if field.message_type is None or not may_hold_floats(field.message_type):
-        return None
     if not field.is_repeated:
         return _below(field.name, value)
-    if field.message_type.GetOptions().map_entry:
+    if is_map(field):
         return _nan_in_map(field, value)
     for index, element in enumerate(value):
         path = _below(f"{field.name}[{index}]", element)
         if path is not None:
             return path
     return None
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Say whether a repeated field is a map."""
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _nan_in_map(field: FieldDescriptor, value: Any) -> str | None:
@@ -129,8 +138,40 @@ def _holds_nan(values: Iterable[float]) -> bool:
 
 
 @cache
+def _float_fields(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """Return the fields in which, or below which, a float may be."""
+    return tuple(
+        field
+        for field in descriptor.fields
+        if field.cpp_type in FLOATS
+        or (field.message_type is not None and may_hold_floats(field.message_type))
+    )
+
+
+@cache
 def may_hold_floats(descriptor: Descriptor) -> bool:
     """Say whether a message of this type can hold a float at any depth."""
+    return any(
+        field.cpp_type in FLOATS for below in _reachable(descriptor) for field in below.fields
+    )
+
+
+@cache
+def has_rules(descriptor: Descriptor) -> bool:
+    """Say whether the .proto has a `buf.validate` rule for a message, at any depth."""
+    return any(_has_rule(below) for below in _reachable(descriptor))
+
+
+def _has_rule(descriptor: Descriptor) -> bool:
+    return (
+        descriptor.GetOptions().HasExtension(validate_pb2.message)
+        or any(each.GetOptions().HasExtension(validate_pb2.field) for each in descriptor.fields)
+        or any(each.GetOptions().HasExtension(validate_pb2.oneof) for each in descriptor.oneofs)
+    )
+
+
+def _reachable(descriptor: Descriptor) -> Iterator[Descriptor]:
+    """Yield a message type and every type below it, each once."""
     seen: set[str] = set()
     pending = [descriptor]
     while pending:
@@ -138,9 +179,5 @@ def may_hold_floats(descriptor: Descriptor) -> bool:
         if current.full_name in seen:
             continue
         seen.add(current.full_name)
-        for field in current.fields:
-            if field.cpp_type in FLOATS:
-                return True
-            if field.message_type is not None:
-                pending.append(field.message_type)
-    return False
+        yield current
+        pending += [field.message_type for field in current.fields if field.message_type]

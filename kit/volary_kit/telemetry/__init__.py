@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -23,8 +22,9 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from volary_kit.calls import Call
 from volary_kit.errors import VolaryError
 from volary_kit.telemetry import names, recording
+from volary_kit.telemetry.encoding import resource_of
 from volary_kit.telemetry.export import DROPPED, BoundedExport, forward, otlp_exporter
-from volary_kit.telemetry.otlp import OtlpExporter, resource_of
+from volary_kit.telemetry.otlp import OtlpExporter
 from volary_kit.telemetry.recording import TRACEPARENT, TRACESTATE, Recorder
 
 AttributeValue: TypeAlias = str | bool | int | float
@@ -39,10 +39,10 @@ _KINDS: dict[str, SpanKind] = {
     "producer": SpanKind.PRODUCER,
     "consumer": SpanKind.CONSUMER,
 }
-_TRACE_KEYS = (TRACEPARENT, TRACESTATE)
 _FAILED = Status(StatusCode.ERROR)
 # a proxy until a provider is installed: to ask for a tracer anew costs more than a span
 _tracer = trace.get_tracer(TRACER)
+_found: tuple[trace.TracerProvider, _Maker] | None = None
 _recorders: WeakKeyDictionary[trace.TracerProvider, _Maker] = WeakKeyDictionary()
 
 
@@ -69,6 +69,10 @@ class Span:
     def set(self, name: str, value: AttributeValue) -> None:
         """Set an attribute, named in `names`."""
         self._inner.set_attribute(name, value)
+
+    def update(self, attributes: Attributes) -> None:
+        """Set several attributes."""
+        self._inner.set_attributes(attributes)
 
     def link(self, traceparent: str) -> None:
         """Point to a span of another trace; a malformed header is ignored."""
@@ -142,13 +146,14 @@ class Telemetry:
 
     def server_span(self, call: Call) -> Span:
         """Begin the span of a call that came in."""
-        parent = {key: text for key in _TRACE_KEYS if (text := call.text(key))}
+        above = recording.read(_texts(call)) if TRACEPARENT in call.metadata else _current()
         attributes: Attributes = {
             names.RPC_SYSTEM: "grpc",
             names.RPC_METHOD: call.method,
             names.REQUEST_KEY: call.request_key,
         }
-        return self.start(call.method.removeprefix("/"), attributes, kind="server", parent=parent)
+        name = call.method.removeprefix("/")
+        return Span(self._maker.begin(name, SpanKind.SERVER, attributes, above, ()))
 
     def client_span(self, method: str) -> tuple[Span, dict[str, str]]:
         """Begin the span of an outgoing call; return it with the W3C headers that carry it.
@@ -167,7 +172,7 @@ class Telemetry:
         """The serialized OTLP `Resource` of this process's spans, None when none leave it."""
         if self._exporter is None:
             return None
-        return resource_of(self.provider.resource).SerializeToString()
+        return resource_of(self.provider.resource)
 
     def forward(self, request: bytes, spans: int, dropped: int = 0) -> None:
         """Export spans that an engine of another language encoded, and count what it dropped."""
@@ -180,23 +185,31 @@ class Telemetry:
         self.provider.shutdown()
 
 
-@contextmanager
-def span(
-    name: str,
-    attributes: Attributes | None = None,
-    *,
-    kind: Kind = "internal",
-    parent: Mapping[str, str] | None = None,
-    links: Sequence[str] = (),
-) -> Iterator[Span]:
+class span:  # noqa: N801 - it is used as a function
     """Open a span around a block; an exception ends it as failed and goes on."""
-    opened = start(name, attributes, kind=kind, parent=parent, links=links)
-    try:
-        yield opened
-    except BaseException as error:
-        opened.end("UNKNOWN", error)
-        raise
-    opened.end()
+
+    __slots__ = ("_arguments", "_opened")
+
+    def __init__(
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        *,
+        kind: Kind = "internal",
+        parent: Mapping[str, str] | None = None,
+        links: Sequence[str] = (),
+    ) -> None:
+        self._arguments = (name, attributes, kind, parent, links)
+
+    def __enter__(self) -> Span:
+        self._opened = _start(_maker_of_process(), *self._arguments)
+        return self._opened
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._opened.end()
+        else:
+            self._opened.end("UNKNOWN", error)
 
 
 def start(
@@ -208,8 +221,15 @@ def start(
     links: Sequence[str] = (),
 ) -> Span:
     """Begin a span of the installed provider; the caller ends it."""
-    maker = _recorders.get(trace.get_tracer_provider())
-    return _start(maker or _Maker(None, _tracer), name, attributes, kind, parent, links)
+    return _start(_maker_of_process(), name, attributes, kind, parent, links)
+
+
+def _maker_of_process() -> _Maker:
+    global _found  # noqa: PLW0603 - to look it up costs a third of a span
+    provider = trace.get_tracer_provider()
+    if _found is None or _found[0] is not provider:
+        _found = provider, _recorders.get(provider) or _Maker(None, _tracer)
+    return _found[1]
 
 
 def traceparent() -> str:
@@ -284,12 +304,16 @@ def _start(
     return Span(maker.begin(name, _KINDS[kind], attributes, above, linked))
 
 
+def _texts(call: Call) -> dict[str, str]:
+    return {key: text for key in (TRACEPARENT, TRACESTATE) if (text := call.text(key))}
+
+
 def _current() -> SpanContext:
     return trace.get_current_span().get_span_context()
 
 
 def _traceparent(context: SpanContext) -> str:
-    return recording.written(context).get(TRACEPARENT, "")
+    return recording.traceparent_of(context) if context.is_valid else ""
 
 
 def _provider(resource: Resource, sampler: Sampler, *, replay_safe: bool) -> TracerProvider:

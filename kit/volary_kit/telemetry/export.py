@@ -61,7 +61,8 @@ class BoundedExport(SpanProcessor):
         if len(self._queue) >= self._max_queue:
             DROPPED.inc()
             return
-        self._idle.clear()
+        if self._idle.is_set():
+            self._idle.clear()
         self._queue.append(span)
         if len(self._queue) >= MAX_BATCH:
             self._wake.set()

@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -69,14 +69,20 @@ class Recorder:
         )
         return Recorded(self, name, context, parent, kind, attributes, links)
 
-    def ended(self, span: ReadableSpan) -> None:
+    def ended(self, span: Recorded) -> None:
         """Hand a sampled span on."""
         for processor in self._processors:
-            processor.on_end(span)
+            processor.on_end(cast("ReadableSpan", span))
 
 
 class Recorded(trace.Span):
-    """A span that has begun; what is set after its end is ignored."""
+    """A span that has begun; what is set after its end is ignored.
+
+    Processors are handed the span itself: it has the attributes of the SDK's `ReadableSpan`, and
+    to copy it into one costs as much as to record it.
+    """
+
+    dropped_attributes = dropped_events = dropped_links = 0
 
     def __init__(
         self,
@@ -89,44 +95,45 @@ class Recorded(trace.Span):
         links: Sequence[trace.Link],
     ) -> None:
         self._recorder = recorder
-        self._name = name
-        self._context = context
-        self._parent = parent
-        self._kind = kind
+        self.name = name
+        self.context = context
+        self.parent = parent
+        self.kind = kind
         self._is_open = bool(context.trace_flags & SAMPLED)
-        self._attributes: dict[str, Any] = dict(attributes or ()) if self._is_open else {}
-        self._links = list(links)
-        self._events: list[Event] = []
-        self._status = UNSET
-        self._start_ns = time.time_ns()
+        self.attributes: dict[str, Any] = dict(attributes or ()) if self._is_open else {}
+        self.links = list(links)
+        self.events: list[Event] = []
+        self.status = UNSET
+        self.start_time = time.time_ns()
+        self.end_time = 0
 
     def get_span_context(self) -> SpanContext:
-        return self._context
+        return self.context
 
     def is_recording(self) -> bool:
         return self._is_open
 
     def set_attribute(self, key: str, value: Any) -> None:
         if self._is_open:
-            self._attributes[key] = value
+            self.attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         if self._is_open:
-            self._attributes.update(attributes)
+            self.attributes.update(attributes)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         if self._is_open:
-            self._events.append(Event(name, attributes, timestamp))
+            self.events.append(Event(name, attributes, timestamp))
 
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         if self._is_open:
-            self._links.append(trace.Link(context, attributes))
+            self.links.append(trace.Link(context, attributes))
 
     def update_name(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self._status = status if isinstance(status, Status) else Status(status, description)
+        self.status = status if isinstance(status, Status) else Status(status, description)
 
     def record_exception(
         self,
@@ -143,22 +150,18 @@ class Recorded(trace.Span):
         if not self._is_open:
             return
         self._is_open = False
-        self._recorder.ended(
-            ReadableSpan(
-                name=self._name,
-                context=self._context,
-                parent=self._parent,
-                resource=self._recorder.resource,
-                attributes=self._attributes,
-                events=self._events,
-                links=self._links,
-                kind=self._kind,
-                status=self._status,
-                start_time=self._start_ns,
-                end_time=end_time or time.time_ns(),
-                instrumentation_scope=self._recorder.scope,
-            )
-        )
+        self.end_time = end_time or time.time_ns()
+        self._recorder.ended(self)
+
+    @property
+    def resource(self) -> Resource:
+        """What the span is of."""
+        return self._recorder.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """The library that recorded it."""
+        return self._recorder.scope
 
 
 def read(headers: Mapping[str, str]) -> SpanContext | None:
@@ -176,8 +179,13 @@ def written(context: SpanContext) -> dict[str, str]:
     """Return the W3C headers that name a span, none for one that is of no trace."""
     if not context.is_valid:
         return {}
-    flags = int(context.trace_flags)
-    headers = {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"}
+    headers = {TRACEPARENT: traceparent_of(context)}
     if context.trace_state:
         headers[TRACESTATE] = context.trace_state.to_header()
     return headers
+
+
+def traceparent_of(context: SpanContext) -> str:
+    """Return the W3C header that names a span of a trace."""
+    flags = int(context.trace_flags)
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"

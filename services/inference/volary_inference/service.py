@@ -183,6 +183,7 @@ def _data_server(
         port=settings.port,
         threads=settings.threads,
         streams=settings.streams,
+        quick=[f"/{v2.SERVICE}/ModelInfer"],
         address=None if native is None else native.address,
     )
     return server if native is None else native.listener(server)

@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from volary_inference.domain.batching import Batcher, BatchPolicy, Closing, RunFailed, Ticket
+from volary_inference.domain.in_place import SHORT_S, TRIAL_S, TRIALS, InPlace
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
 from volary_kit.clock import SystemClock
@@ -73,12 +75,18 @@ def answer(ticket: Ticket) -> list[float]:
     return ticket.wait(LONG_S)["y"][:, 0].tolist()
 
 
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    rig = Rig(BatchPolicy(max_rows=4))
+@contextmanager
+def rigged(policy: BatchPolicy | None = None, run_times: RunTimes | None = None) -> Iterator[Rig]:
+    rig = Rig(policy or BatchPolicy(max_rows=4), run_times)
     yield rig
     rig.runner.gate.set()
     assert rig.batcher.close(LONG_S)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with rigged() as rig:
+        yield rig
 
 
 def test_calls_that_wait_together_run_together_and_get_their_own_rows(rig: Rig) -> None:
@@ -234,3 +242,64 @@ def test_run_times_answer_for_sizes_that_never_ran() -> None:
     assert times.predict_s(8) == 0.8
     times.record(4, 0.9)
     assert times.predict_s(3) == pytest.approx(0.5)
+
+
+class TestRunNow:
+    """A short run stays in its caller's thread when nothing else is going on."""
+
+    def test_a_short_run_has_its_answer_at_once(self) -> None:
+        with rigged() as rig:
+            ticket = rig.ticket(3.0)
+            assert rig.batcher.run_now(ticket)
+            assert ticket.wait(0.0)["y"].tolist() == [[6.0]]
+            assert (ticket.batch_rows, ticket.queue_s) == (1, 0.0)
+            assert rig.statistics.snapshot().rows == 1
+
+    def test_a_poisoned_one_fails_its_caller(self) -> None:
+        with rigged() as rig:
+            ticket = rig.ticket(POISON)
+            assert rig.batcher.run_now(ticket)
+            with pytest.raises(RunFailed):
+                ticket.wait(0.0)
+
+    def test_not_while_another_runs(self) -> None:
+        with rigged() as rig:
+            rig.runner.gate.clear()
+            running = rig.put(1.0)
+            assert rig.runner.entered.wait(LONG_S)
+            assert not rig.batcher.run_now(rig.ticket(2.0))
+            rig.runner.gate.set()
+            assert running.wait(LONG_S)["y"].tolist() == [[2.0]]
+
+    def test_not_what_takes_long(self) -> None:
+        class Slow(RunTimes):
+            def predict_s(self, rows: int, *_: object) -> float:
+                return TRIAL_S * 2
+
+        with rigged(run_times=Slow()) as rig:
+            assert not rig.batcher.run_now(rig.ticket(1.0))
+
+    def test_not_what_could_not_finish_in_time(self) -> None:
+        with rigged() as rig:
+            assert not rig.batcher.run_now(rig.ticket(1.0, timeout_s=-1.0))
+
+    def test_not_where_batches_are_waited_for(self) -> None:
+        with rigged(BatchPolicy(max_delay_s=0.01)) as rig:
+            assert not rig.batcher.run_now(rig.ticket(1.0))
+
+    def test_not_once_the_version_goes_away(self) -> None:
+        with rigged() as rig:
+            assert rig.batcher.close(LONG_S)
+            assert not rig.batcher.run_now(rig.ticket(1.0))
+
+
+def test_the_least_time_of_a_size_decides() -> None:
+    in_place = InPlace()
+    for number in range(TRIALS):
+        assert in_place.expected_s(1) is None
+        in_place.ran(1, 9.0 - number)
+    assert in_place.expected_s(1) == 9.0 - (TRIALS - 1)
+    in_place.ran(1, SHORT_S)
+    in_place.ran(1, 9.0)
+    assert in_place.expected_s(1) == SHORT_S
+    assert in_place.expected_s(2) is None

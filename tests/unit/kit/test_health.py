@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from grpc_health.v1 import health_pb2
 from volary_kit import health as module
-from volary_kit.health import LIVENESS, READINESS, STATUS, Health, Readiness
+from volary_kit.health import (
+    LIVENESS,
+    READINESS,
+    STATUS,
+    AioHealthHandler,
+    Health,
+    Readiness,
+    SyncHealthHandler,
+)
 
 
 async def passes() -> None:
@@ -67,3 +77,32 @@ def test_watchers_hear_of_changes_alone() -> None:
         health.drain()
     health.set_ready(True)
     assert heard == [True, False, False]
+
+
+class Caller:
+    """A gRPC context of somebody who stays."""
+
+    def is_active(self) -> bool:
+        return True
+
+    def add_callback(self, _callback: Callable[[], None]) -> bool:
+        return True
+
+
+def test_a_watch_tells_of_a_drain_that_began_while_it_sent() -> None:
+    health = Health()
+    health.set_ready(True)
+    watch = SyncHealthHandler(health).Watch(health_pb2.HealthCheckRequest(), Caller())  # pyright: ignore[reportArgumentType]
+    assert next(watch).status == STATUS.SERVING
+    health.drain()
+    assert [reply.status for reply in watch] == [STATUS.NOT_SERVING]
+
+
+async def test_a_watch_of_an_event_loop_tells_of_a_drain_and_ends() -> None:
+    health = Health()
+    health.set_ready(True)
+    watch = AioHealthHandler(health).Watch(health_pb2.HealthCheckRequest(), None)
+    assert (await anext(watch)).status == STATUS.SERVING
+    health.drain()
+    async with asyncio.timeout(5):
+        assert [reply.status async for reply in watch] == [STATUS.NOT_SERVING]

@@ -93,3 +93,46 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(collector: Collec
     telemetry.start("lost").end()
     telemetry.close()
     assert collector.spans() == {}
+
+
+def test_the_bytes_are_those_of_the_messages(collector: Collector) -> None:
+    telemetry = Telemetry("birds", endpoint=collector.address)
+    values = {
+        "text": "x" * 300,
+        "none": "",
+        "café": "größe",
+        "negative": -7,
+        "large": 1 << 62,
+        "zero": 0,
+        "no": False,
+        "f": -0.25,
+        "many": ["a", "b"],
+        "data": b"\x00\xff",
+    }
+    outer = telemetry.start("outer " + "n" * 200)
+    inner = outer._inner
+    inner.set_attributes(values)
+    inner.add_event("seen", {"n": 1}, 7)
+    outer.end()
+    other = telemetry.start("other", parent={"traceparent": outer.traceparent, "tracestate": "a=b"})
+    other.end()
+    telemetry.close()
+    spans = collector.spans()
+    first, second = spans["outer " + "n" * 200], spans["other"]
+    found = {pair.key: pair.value for pair in first.attributes}
+    assert found["text"].string_value == "x" * 300
+    assert found["none"].WhichOneof("value") == "string_value"
+    assert found["café"].string_value == "größe"
+    assert (found["negative"].int_value, found["large"].int_value) == (-7, 1 << 62)
+    assert found["zero"].WhichOneof("value") == "int_value"
+    assert found["no"].WhichOneof("value") == "bool_value"
+    assert found["f"].double_value == -0.25
+    assert [each.string_value for each in found["many"].array_value.values] == ["a", "b"]
+    assert found["data"].bytes_value == b"\x00\xff"
+    (event,) = first.events
+    assert (event.name, event.time_unix_nano, event.attributes[0].value.int_value) == ("seen", 7, 1)
+    assert first.end_time_unix_nano >= first.start_time_unix_nano > 0
+    assert first.parent_span_id == b""
+    assert (second.parent_span_id, second.trace_state) == (first.span_id, "a=b")
+    assert second.flags & 1
+    assert second.HasField("status")

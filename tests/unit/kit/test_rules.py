@@ -9,8 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
+from inference import grpc_service_pb2 as pb
+from prometheus_client import CollectorRegistry
 from volary.gateway.v1 import traffic_service_pb2
 from volary_kit.calls import ANONYMOUS, Call, Principal
 from volary_kit.errors import (
@@ -21,12 +24,14 @@ from volary_kit.errors import (
     Unauthenticated,
     VolaryError,
 )
+from volary_kit.metrics import BUCKETS_S, CallMetrics
 from volary_kit.rules import Outcome, Rule, Rules
 from volary_kit.rules.authentication import Authentication
 from volary_kit.rules.concurrency import Concurrency
 from volary_kit.rules.deadline import Deadline
+from volary_kit.rules.metrics import Metrics
 from volary_kit.rules.policy import Authorization
-from volary_kit.rules.validation import SEARCHED_BYTES, Validation, nan_path
+from volary_kit.rules.validation import SEARCHED_BYTES, Validation, has_rules, nan_path
 from volary_kit.testing import ManualClock, new_call
 
 OK = Outcome(Status(), 0.0)
@@ -211,3 +216,46 @@ class TestRules:
             rules.before(call)
         rules.after(call, OK)
         assert seen == ["before a", "before b", "after b", "after a"]
+
+
+def test_calls_of_every_engine_are_counted_together() -> None:
+    registry = CollectorRegistry()
+    metrics = CallMetrics(registry)
+    rule, call = Metrics(metrics), new_call()
+    rule.before(call)
+    rule.before(call)
+    rule.after(call, Outcome(Status(), BUCKETS_S[0]))
+    metrics.add(call.method, {"OK": 2, "ABORTED": 1}, [0, 1, *[0] * (len(BUCKETS_S) - 2), 2], 70.0)
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"method": call.method, **labels})
+
+    assert sample("volary_rpc_started_total") == 5
+    assert sample("volary_rpc_running") == 1
+    assert sample("volary_rpc_finished_total", code="OK") == 3
+    assert sample("volary_rpc_finished_total", code="ABORTED") == 1
+    assert sample("volary_rpc_seconds_bucket", le="0.0005") == 1  # a bound counts what it equals
+    assert sample("volary_rpc_seconds_bucket", le="0.001") == 2
+    assert sample("volary_rpc_seconds_bucket", le="+Inf") == 4
+    assert sample("volary_rpc_seconds_count") == 4
+    assert sample("volary_rpc_seconds_sum") == 70.0 + BUCKETS_S[0]
+    with pytest.raises(ValueError, match="Duplicated"):
+        CallMetrics(registry)
+
+
+@pytest.mark.parametrize("kind", [pb.ModelInferRequest, Struct])
+def test_what_has_no_rule_is_not_asked_for_one(kind: type[Message]) -> None:
+    assert not has_rules(kind.DESCRIPTOR)
+    assert has_rules(traffic_service_pb2.ListTrafficRequest.DESCRIPTOR)
+
+
+def test_a_nan_is_found_wherever_a_message_may_hold_one() -> None:
+    request = pb.ModelInferRequest()
+    request.inputs.add(name="a").contents.fp32_contents.extend([1.0, -1.0])
+    request.parameters["p"].double_param = 1.0
+    assert nan_path(request) is None
+    request.inputs.add().contents.fp64_contents.append(NAN)
+    assert nan_path(request) == "inputs[1].contents.fp64_contents"
+    del request.inputs[1]
+    request.outputs.add().parameters["q"].double_param = NAN
+    assert nan_path(request) == "outputs[0].parameters['q'].double_param"

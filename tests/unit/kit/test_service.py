@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import urllib.request
 from contextlib import asynccontextmanager
@@ -145,3 +146,33 @@ async def test_background_work_that_fails_starts_again() -> None:
     async with asyncio.timeout(10), Supervisor([fails]):
         await enough.wait()
     assert began == ["fails", "fails"]
+
+
+FORK = """
+import os, sys, time
+import volary_kit
+import grpc
+from concurrent.futures import ThreadPoolExecutor
+
+server = grpc.server(ThreadPoolExecutor(1))
+server.add_insecure_port("127.0.0.1:0")
+server.start()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+os._exit(0)
+"""
+
+
+def test_a_fork_runs_none_of_grpcs_handlers() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRPC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FORK],
+        env=environment | {"GRPC_VERBOSITY": "info"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=START_S,
+    )
+    assert "fork() handlers" not in done.stderr

@@ -23,6 +23,7 @@ import numpy as np
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 
+from volary_inference.domain.in_place import SHORT_S, TRIAL_S, InPlace
 from volary_inference.domain.run_times import RunTimes
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,8 @@ class Batcher:
         self._oldest_s = 0.0
         self._busy_until_s = 0.0
         self._is_closing = False
+        self._in_place = InPlace()
+        self._turn = threading.Lock()  # held while the graph runs, by whichever thread runs it
         self._thread = threading.Thread(target=self._work, name=f"batch {name}", daemon=True)
         self._thread.start()
 
@@ -181,6 +184,34 @@ class Batcher:
             self._queued_rows += ticket.rows
             self._changed.notify()
 
+    def run_now(self, ticket: Ticket) -> bool:
+        """Run a short ticket in its caller's thread when nothing else waits or runs; say whether.
+
+        The ticket then has its answer: `wait` returns at once.
+        """
+        rows = ticket.rows
+        is_alone = not self._queue and not self.policy.max_delay_s and rows <= self.policy.max_rows
+        now_s = self._clock.monotonic_s()
+        if not is_alone or not self._is_short(rows, ticket.deadline_s, now_s):
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._is_closing:
+                return False
+            ticket.batch_rows = rows
+            self._run([ticket], Closing.DELAY)
+        finally:
+            self._turn.release()
+        return True
+
+    def _is_short(self, rows: int, deadline_s: float, now_s: float) -> bool:
+        expected_s = self._in_place.expected_s(rows)
+        if expected_s is not None:
+            return expected_s <= SHORT_S and now_s + expected_s <= deadline_s
+        predicted_s = self._predicted_s(rows, deadline_s, now_s)
+        return predicted_s <= TRIAL_S and now_s + predicted_s <= deadline_s
+
     def predicted_s(self, rows: int, deadline_s: float) -> float:
         """Return the seconds until rows with that deadline would be answered, from now."""
         with self._changed:
@@ -192,7 +223,10 @@ class Batcher:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        with self._turn:  # a run in its caller's thread is a short one
+            return True
 
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         if self._queued_rows + ticket.rows > self.policy.max_queued_rows and self._queue:
@@ -217,7 +251,8 @@ class Batcher:
             batch, closing = self._next()
             if not batch:
                 return
-            self._run(batch, closing)
+            with self._turn:
+                self._run(batch, closing)
 
     def _next(self) -> tuple[list[Ticket], Closing]:
         """Wait for a batch and take it; an empty one ends the thread."""
@@ -324,6 +359,7 @@ class Batcher:
         self._observer.ran(rows, seconds, closing)
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)
+        self._in_place.ran(rows, seconds)
 
 
 def _overloaded(text: str, retry_after_s: float) -> ResourceExhausted:
@@ -342,6 +378,8 @@ def _parted(batch: Sequence[Ticket], outputs: dict[str, np.ndarray]) -> list[dic
     rows = sum(ticket.rows for ticket in batch)
     if any(array.shape[:1] != (rows,) for array in outputs.values()):
         raise RunFailed(f"the graph gave another number of rows than the {rows} it was given")
+    if len(batch) == 1:
+        return [outputs]
     ends = list(itertools.accumulate(ticket.rows for ticket in batch))
     return [
         {name: array[end - ticket.rows : end] for name, array in outputs.items()}

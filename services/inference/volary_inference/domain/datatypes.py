@@ -32,12 +32,15 @@ class Datatype:
         """True for the signed and unsigned integers."""
         return self.name != "BF16" and self.dtype.kind in "iu"
 
-    def nan_mask(self, array: np.ndarray) -> np.ndarray | None:
-        """Return where the elements are NaN, None for a datatype that has no NaN."""
+    def has_nan(self, array: np.ndarray) -> bool:
+        """Say whether an element is NaN; no integer, truth value or text is."""
         if self.name == "BF16":
             is_special = (array & BF16_EXPONENT) == BF16_EXPONENT
-            return is_special & ((array & BF16_FRACTION) != 0)
-        return np.isnan(array) if self.dtype.kind == "f" else None
+            return bool((is_special & ((array & BF16_FRACTION) != 0)).any())
+        if self.dtype.kind != "f" or not array.size:
+            return False
+        least = np.minimum.reduce(array, axis=None)  # NaN as soon as one element is
+        return bool(least != least)
 
     def is_finite(self, array: np.ndarray) -> bool:
         """Say whether no element is NaN or an infinity."""

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from volary_kit.clock import Clock
 from volary_kit.errors import Cancelled, DeadlineExceeded, Internal, OutOfRange, VolaryError
+from volary_kit.waiting import about_to_wait
 
 from volary_inference.domain.batching import RunFailed, Ticket
 from volary_inference.domain.decisions import Calibration, Decision
@@ -109,8 +110,11 @@ class PythonEngine:
     def _run(
         self, serving: Serving, ticket: Ticket, request: InferRequest
     ) -> Mapping[str, np.ndarray]:
-        serving.batcher.put(ticket)
         try:
+            if serving.batcher.run_now(ticket):
+                return ticket.wait(0.0)
+            serving.batcher.put(ticket)
+            about_to_wait()
             with request.cancellation.telling(ticket.cancel):
                 return ticket.wait(max(0.0, ticket.deadline_s - self._clock.monotonic_s()))
         except RunFailed as error:
@@ -230,7 +234,7 @@ def _is_score(tensor: Tensor) -> bool:
 def _named(
     serving: Serving, names: tuple[str, ...], outputs: Mapping[str, np.ndarray]
 ) -> tuple[Tensor, ...]:
-    datatypes = {spec.name: spec.datatype for spec in serving.signature.outputs}
+    datatypes = serving.signature.output_types
     return tuple(Tensor(name, datatypes[name], outputs[name]) for name in names)
 
 

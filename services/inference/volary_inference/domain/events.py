@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from volary_inference.domain.predictions import About, Origin, VersionKey
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made a call
 class PredictionRecord:
     """One answered call, as the prediction log will have it; `code` 0 is OK."""
 

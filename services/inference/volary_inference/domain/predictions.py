@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from volary_kit.waiting import about_to_wait
 
 from volary_inference.domain.decisions import Decision
 from volary_inference.domain.tensors import Tensor
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ModelKey:
+class ModelKey(NamedTuple):
     """A model of a project."""
 
     project: str
@@ -23,8 +25,7 @@ class ModelKey:
         return VersionKey(self.project, self.model, number)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class VersionKey:
+class VersionKey(NamedTuple):
     """One version of a model."""
 
     project: str
@@ -81,11 +82,13 @@ class Cancellation:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a cancellation; say whether it came."""
         happened = threading.Event()
+        about_to_wait()
         with self.telling(happened.set):
             return happened.wait(timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
+# not frozen, these: one of each is made a call, and frozen ones cost twice as much to make
+@dataclass(slots=True)
 class Origin:
     """How a call came: what reply and event tell of it."""
 
@@ -113,7 +116,7 @@ class About:
     feature_watermark_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     """One call to one version; `outputs` empty asks for all."""
 
@@ -125,7 +128,7 @@ class InferRequest:
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Provenance:
     """Where a reply came from; `confidence` None where the model states none.
 
@@ -145,7 +148,7 @@ class Provenance:
     decision: Decision | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferReply:
     """The outputs asked for, and where they came from."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from volary_kit.errors import InvalidArgument
 
@@ -34,7 +35,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    @property
+    @cached_property
     def is_batched(self) -> bool:
         """True when every tensor's first dimension varies: calls may share one run."""
         tensors = (*self.inputs, *self.outputs)
@@ -42,21 +43,36 @@ class Signature:
 
     def check(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the inputs in the graph's order; raise InvalidArgument if they do not fit."""
-        given = {tensor.name: (index, tensor) for index, tensor in enumerate(inputs)}
-        self._check_names(given, inputs)
-        for spec in self.inputs:
-            index, tensor = given[spec.name]
-            _check_tensor(spec, tensor, f"inputs[{index}]")
-        ordered = tuple(given[spec.name][1] for spec in self.inputs)
-        if self.is_batched and len({tensor.shape[0] for tensor in ordered}) > 1:
+        ordered = self._ordered(inputs)
+        if (
+            len(ordered) > 1
+            and self.is_batched
+            and len({tensor.shape[0] for tensor in ordered}) > 1
+        ):
             raise InvalidArgument(
                 "BATCH_MISMATCH", "the inputs differ in their first dimension", field="inputs"
             )
         return ordered
 
+    @cached_property
+    def output_types(self) -> dict[str, str]:
+        """The datatype of each output by its name."""
+        return {spec.name: spec.datatype for spec in self.outputs}
+
+    def _ordered(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if len(inputs) == 1 == len(self.inputs) and inputs[0].name == self.inputs[0].name:
+            _check_tensor(self.inputs[0], inputs[0], "inputs[0]")
+            return (inputs[0],)
+        given = {tensor.name: (index, tensor) for index, tensor in enumerate(inputs)}
+        self._check_names(given, inputs)
+        for spec in self.inputs:
+            index, tensor = given[spec.name]
+            _check_tensor(spec, tensor, f"inputs[{index}]")
+        return tuple(given[spec.name][1] for spec in self.inputs)
+
     def check_outputs(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the outputs to give, all of them when none is named; raise InvalidArgument."""
-        known = [spec.name for spec in self.outputs]
+        known = tuple(self.output_types)
         for index, name in enumerate(names):
             if name not in known:
                 raise InvalidArgument(
@@ -64,7 +80,7 @@ class Signature:
                     f"the model has no such output; it has {', '.join(known)}",
                     field=f"outputs[{index}].name",
                 )
-        return tuple(names) or tuple(known)
+        return tuple(names) or known
 
     def _check_names(self, given: dict[str, tuple[int, Tensor]], inputs: Sequence[Tensor]) -> None:
         known = {spec.name for spec in self.inputs}

@@ -121,8 +121,7 @@ def to_values(tensor: Tensor) -> list[object]:
 
 def has_nan(tensor: Tensor) -> bool:
     """Say whether an element is NaN."""
-    mask = DATATYPES[tensor.datatype].nan_mask(tensor.array)
-    return mask is not None and bool(mask.any())
+    return DATATYPES[tensor.datatype].has_nan(tensor.array)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Self
 
 import grpc
 from volary_kit import telemetry
@@ -81,30 +79,34 @@ def submitted(engine: Engine, request: InferRequest, deadline_s: float) -> Infer
     }
     with telemetry.span("infer", attributes) as span:
         reply = engine.submit(request, deadline_s)
-        span.set(names.PREDICTION, reply.provenance.prediction_id)
-        span.set(names.TIER, reply.provenance.tier)
-        span.set(names.BATCH_ROWS, reply.provenance.batch_size)
-        span.set(names.QUEUE_US, reply.provenance.queue_us)
+        found = reply.provenance
+        span.update(
+            {
+                names.PREDICTION: found.prediction_id,
+                names.TIER: found.tier,
+                names.BATCH_ROWS: found.batch_size,
+                names.QUEUE_US: found.queue_us,
+            }
+        )
     return reply
 
 
 class Mark:
-    """The tier that answered a call, said by whoever has the reply."""
+    """Tells the router which version answered, and by which tier: also when it failed.
 
-    __slots__ = ("tier",)
+    The tier is set by whoever has the reply.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_context", "_key", "tier")
+
+    def __init__(self, context: Context, key: VersionKey) -> None:
+        self._context = context
+        self._key = key
         self.tier = TIER_MODEL
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def marked(context: Context, key: VersionKey) -> Iterator[Mark]:
-    """Tell the router which version answered, and by which tier: also when it failed."""
-    _mark(context, key, TIER_NONE)
-    mark = Mark()
-    yield mark
-    _mark(context, key, mark.tier)
-
-
-def _mark(context: Any, key: VersionKey, tier: str) -> None:
-    context.set_trailing_metadata(((VERSION, str(key.version)), (TIER, tier)))
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        tier = self.tier if kind is None else TIER_NONE
+        self._context.set_trailing_metadata(((VERSION, str(self._key.version)), (TIER, tier)))

@@ -31,7 +31,6 @@ from volary_inference.handlers.calls import (
     Mark,
     cancellation_of,
     chosen,
-    marked,
     model_of,
     origin_of,
     submitted,
@@ -81,7 +80,7 @@ class PredictionHandler(_Servicer):
         """Choose the version, fetch the features; the reply is marked with what answered."""
         model = model_of(call, request.model, "model")
         key = chosen(call, self._versions, model, request.version or None)
-        with marked(context, key) as mark:
+        with Mark(context, key) as mark:
             version, serving = self._versions.ready(key)
             if not version.feature_set:
                 raise FailedPrecondition(

@@ -17,9 +17,9 @@ from volary_inference.domain.predictions import About, Cancellation, InferReques
 from volary_inference.domain.versions import Versions
 from volary_inference.handlers.calls import (
     Context,
+    Mark,
     cancellation_of,
     chosen,
-    marked,
     model_of,
     number_of,
     origin_of,
@@ -45,6 +45,7 @@ EMPTY_FINAL = "triton_enable_empty_final_response"  # tritonclient's streams may
 KNOWN_PARAMETERS = frozenset({SUBJECT, EVENT_TIME, TIMEOUT, EMPTY_FINAL})
 MAX_SUBJECT = 256
 MICROS = 1_000_000
+ABOUT_NOTHING = About()
 
 
 # the stubs type asyncio servers only; this one answers on threads
@@ -172,7 +173,7 @@ class V2Handler(_Servicer):
         call = current_call()
         model = model_of(call, request.model_name, "model_name")
         key = chosen(call, self._versions, model, number_of(model, request.model_version))
-        with marked(context, key) as mark:
+        with Mark(context, key) as mark:
             asked = InferRequest(
                 key=key,
                 inputs=tensors_of(request),
@@ -193,6 +194,8 @@ class V2Handler(_Servicer):
 
 
 def _about(request: pb.ModelInferRequest) -> About:
+    if not request.parameters and not request.outputs:
+        return ABOUT_NOTHING
     for name in request.parameters:
         if name not in KNOWN_PARAMETERS:
             raise unknown_parameter(name)

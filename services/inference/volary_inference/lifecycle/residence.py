@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from volary_kit.errors import VolaryError
+from volary_kit.waiting import about_to_wait
 
 from volary_inference.domain.batching import Arrays, RunFailed, Runner
 from volary_inference.domain.predictions import VersionKey
@@ -113,6 +114,7 @@ class ResidentGraph:
         with self._running:
             graph = self._graph
             if graph is None:
+                about_to_wait()
                 try:
                     graph = self._graph = self._reload()
                 except (VolaryError, OSError) as error:
