@@ -13,6 +13,7 @@ from volary_cli.commands import (
     bench,
     demo,
     development,
+    experiment,
     identities,
     mesh,
     models,
@@ -46,6 +47,7 @@ app.command(rich_help_panel="The mesh")(identities.keys)
 for command in (projects.apply, models.production, models.predict, models.alerts):
     app.command(rich_help_panel="Models")(command)
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")
+app.add_typer(experiment.app, name="experiment", rich_help_panel="Models")
 app.add_typer(retrain.app, name="retrain", rich_help_panel="Models")
 app.command(rich_help_panel="Development", context_settings=development.PASS_ON)(development.test)
 app.add_typer(bench.app, name="bench", rich_help_panel="Development")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from temporalio.testing import WorkflowEnvironment
+from volary_workflows.experiment.messages import ExperimentSpec
 from volary_workflows.rollout.messages import (
     Command,
     FreezeWindow,
@@ -23,6 +24,7 @@ from volary_workflows.rollout.messages import (
 )
 
 from tests.unit.workflows.days import time_skipping_environment
+from tests.unit.workflows.experiment import world as experiments
 from tests.unit.workflows.retrain import world as retraining
 from tests.unit.workflows.rollout.world import (
     BAD,
@@ -36,6 +38,7 @@ from tests.unit.workflows.rollout.world import (
 
 HISTORIES = Path(__file__).parent / "histories"
 SHORT = replace(SPEC, poll_s=6 * HOUR_S)
+DAILY = replace(experiments.SPEC, poll_s=86_400.0)
 PLAN = replace(
     SHORT,
     cooldown_s=HOUR_S,
@@ -54,7 +57,28 @@ async def main() -> None:
         _write("rollout_staged_aborted", await _aborted(environment))
         _write("rollout_of_a_plan", await _rollout(environment, World(cooling_s=[HOUR_S]), PLAN))
         _write("retrain_searchable_promoted", await _retrain(environment))
+        await record_experiments(environment)
     _write("doctored_rollout_staged_promoted", doctored(promoted))
+
+
+async def record_experiments(environment: WorkflowEnvironment) -> None:
+    """Write one history that concludes with a winner, one that is fenced off."""
+    won = await _experiment(environment, experiments.World(look=experiments.WON))
+    _write("experiment_concluded", won)
+    _write("doctored_experiment_concluded", doctored(won))
+    grouped = replace(DAILY, group="checkout")
+    _write("experiment_of_a_group", await _experiment(environment, experiments.World(), grouped))
+
+
+async def _experiment(
+    environment: WorkflowEnvironment,
+    world: experiments.World,
+    spec: ExperimentSpec = DAILY,
+) -> dict[str, Any]:
+    async with experiments.serving(environment, world) as queue:
+        handle = await experiments.started(environment, queue, spec)
+        await handle.result()
+        return json.loads((await handle.fetch_history()).to_json())
 
 
 async def _rollout(

@@ -10,6 +10,16 @@ def rollout_workflow_id(project: str, model: str) -> str:
     return f"rollout/{project}/{model}"
 
 
+def experiment_workflow_id(project: str, model: str) -> str:
+    """Return the id of a model's experiment: one at a time."""
+    return f"experiment/{project}/{model}"
+
+
+def experiment_group_id(project: str, group: str) -> str:
+    """Return the id that one experiment of a group holds while it runs."""
+    return f"experiment-group/{project}/{group}"
+
+
 def retrain_workflow_id(project: str, training: str, cause: str) -> str:
     """Return the id of a retrain: once for the same cause, however often it is reported."""
     return f"retrain/{project}/{training}/{cause}"

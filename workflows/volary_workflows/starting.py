@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from temporalio.client import (
     Client,
+    WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
@@ -17,8 +18,11 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from volary_kit.errors import AlreadyExists, InvalidArgument
 
+from volary_workflows.experiment.messages import Experiment, ExperimentSpec, ExperimentStatus
+from volary_workflows.experiment.soundness import require_sound as require_sound_experiment
 from volary_workflows.identifiers import (
     TASK_QUEUE,
+    experiment_workflow_id,
     retrain_workflow_id,
     rollout_workflow_id,
 )
@@ -39,6 +43,7 @@ async def start_rollout(
     With `supersede` the running one turns back first and ends SUPERSEDED.
     """
     _require_sound(spec)
+    await _require_no_experiment(client, spec.project, spec.model)
     workflow_id = rollout_workflow_id(spec.project, spec.model)
     if supersede:
         await _superseded(client, workflow_id, spec)
@@ -56,6 +61,42 @@ async def start_rollout(
             f"a rollout of {spec.model} is in progress: abort it, or start with supersede",
             {"model": spec.model, "workflow_id": workflow_id},
         ) from error
+
+
+async def start_experiment(
+    client: Client, spec: ExperimentSpec, *, task_queue: str = TASK_QUEUE
+) -> WorkflowHandle[object, ExperimentStatus]:
+    """Start an experiment; raise InvalidArgument by field, AlreadyExists while another is running.
+
+    A running rollout of the model stands in the way as well. Should one start at the same moment,
+    whoever writes the traffic first fences the other off.
+    """
+    _require_sound(spec)
+    if await _is_running(client, rollout_workflow_id(spec.project, spec.model)):
+        raise AlreadyExists(
+            "ROLLOUT_IN_PROGRESS",
+            f"a rollout of {spec.model} is in progress: it owns the traffic",
+            {"model": spec.model},
+        )
+    try:
+        return await client.start_workflow(
+            "ExperimentWorkflow",
+            Experiment(spec),
+            id=experiment_workflow_id(spec.project, spec.model),
+            task_queue=task_queue,
+            result_type=ExperimentStatus,
+        )
+    except WorkflowAlreadyStartedError as error:
+        raise _experiment_in_progress(spec.model) from error
+
+
+def experiment_handle(
+    client: Client, project: str, model: str
+) -> WorkflowHandle[object, ExperimentStatus]:
+    """Return the handle of a model's experiment, the running one or the last."""
+    return client.get_workflow_handle(
+        experiment_workflow_id(project, model), result_type=ExperimentStatus
+    )
 
 
 async def start_retrain(
@@ -102,9 +143,35 @@ async def _superseded(client: Client, workflow_id: str, spec: RolloutSpec) -> No
         return
 
 
-def _require_sound(spec: RolloutSpec) -> None:
+async def _require_no_experiment(client: Client, project: str, model: str) -> None:
+    if await _is_running(client, experiment_workflow_id(project, model)):
+        raise _experiment_in_progress(model)
+
+
+def _experiment_in_progress(model: str) -> AlreadyExists:
+    return AlreadyExists(
+        "EXPERIMENT_IN_PROGRESS",
+        f"an experiment on {model} is in progress: stop it, or wait for its end",
+        {"model": model},
+    )
+
+
+async def _is_running(client: Client, workflow_id: str) -> bool:
     try:
-        require_sound(spec, is_new=True)
+        found = await client.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return False
+    return found.status is WorkflowExecutionStatus.RUNNING
+
+
+def _require_sound(spec: RolloutSpec | ExperimentSpec) -> None:
+    try:
+        if isinstance(spec, ExperimentSpec):
+            require_sound_experiment(spec)
+        else:
+            require_sound(spec, is_new=True)
     except SpecificationError as error:
         raise InvalidArgument(
             "SPECIFICATION_INVALID", str(error), violations=error.problems

@@ -16,6 +16,9 @@ from volary_kit.channels import Channels
 from volary_kit.clock import Clock
 
 from volary_workflows.attributes import KEYS
+from volary_workflows.experiment.activities import ExperimentActivities
+from volary_workflows.experiment.holding import HoldWorkflow
+from volary_workflows.experiment.workflow import ExperimentWorkflow
 from volary_workflows.failures import CallInterceptor
 from volary_workflows.identifiers import TASK_QUEUE
 from volary_workflows.retrain.activities import RetrainActivities
@@ -26,7 +29,7 @@ from volary_workflows.rollout.staging import StagingActivities
 from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.rollout.workflow import RolloutWorkflow
 
-WORKFLOWS = (RolloutWorkflow, RetrainWorkflow)
+WORKFLOWS = (RolloutWorkflow, RetrainWorkflow, ExperimentWorkflow, HoldWorkflow)
 GRACE = timedelta(seconds=5)
 STICKY = timedelta(seconds=2)  # after a kill another worker takes over this soon
 HEARD_WITHIN = timedelta(seconds=1)  # a cancelled activity hears of it with its next heartbeat
@@ -35,6 +38,7 @@ HEARD_WITHIN = timedelta(seconds=1)  # a cancelled activity hears of it with its
 def activities_of(channels: Channels, webhooks: Webhooks, clock: Clock) -> list[Callable[..., Any]]:
     """Return every activity, bound to the channels that it calls through."""
     rollout = RolloutActivities(channels, webhooks, clock)
+    experiment = ExperimentActivities(channels)
     staging, retrain = StagingActivities(channels), RetrainActivities(channels)
     return [
         staging.stage_version,
@@ -47,6 +51,9 @@ def activities_of(channels: Channels, webhooks: Webhooks, clock: Clock) -> list[
         rollout.set_traffic,
         rollout.read_traffic,
         rollout.judge_rollout,
+        experiment.check_experiment,
+        experiment.set_split,
+        experiment.judge_experiment,
         retrain.read_training,
         retrain.pull_source,
         retrain.build_training_set,

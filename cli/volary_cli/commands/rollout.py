@@ -16,6 +16,7 @@ from volary_cli.commands.mesh import DataDir
 from volary_cli.commands.output import AsJson, console, print_json
 from volary_cli.commands.rollout_plan import plan
 from volary_cli.commands.rollout_view import explained, shown
+from volary_cli.commands.rollout_watch import followed, traffic_of
 from volary_cli.commands.session import Session
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="Put a version into traffic step by
 Model = Annotated[str, typer.Argument(help="Model id.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
 app.command()(plan)
-POLL_S = 0.5
 MOST_ROWS = 1_000
-ENDED = {"PROMOTED", "ROLLED_BACK", "ABORTED", "FAILED", "SUPERSEDED"}
 
 
 @app.command()
@@ -83,7 +82,7 @@ def _declared(
         model=model,
         candidate=candidate,
         reason=comment,
-        requested_by=_principal(session),
+        requested_by=session.principal,
     )
 
 
@@ -186,7 +185,7 @@ def _update(name: str, model: str, comment: str, data_dir: Path | None, *, as_js
     async def updated(handle: Any) -> RolloutStatus:
         from volary_workflows.rollout.messages import Command, RolloutStatus
 
-        command = Command(_principal(session), comment)
+        command = Command(session.principal, comment)
         return await handle.execute_update(name, command, result_type=RolloutStatus)
 
     _print(asyncio.run(_with_handle(session, model, updated)), as_json=as_json)
@@ -199,13 +198,14 @@ async def _status(session: Session, model: str) -> RolloutStatus:
 async def _watched(session: Session, model: str, *, is_quiet: bool) -> RolloutStatus:
     async def watched(handle: Any) -> RolloutStatus:
         with Live(console=console, auto_refresh=False, transient=is_quiet) as live:
-            while True:
-                found = await _query(handle)
+
+            def show(found: RolloutStatus) -> None:
                 if not is_quiet:
                     live.update(shown(found), refresh=True)
-                if found.state in ENDED:
-                    return found
-                await asyncio.sleep(POLL_S)
+
+            async with session.client() as client:
+                pushes = traffic_of(client, model)
+                return await followed(lambda: _query(handle), pushes, handle.result(), show)
 
     return await _with_handle(session, model, watched)
 
@@ -232,17 +232,6 @@ async def _query(handle: Any) -> RolloutStatus:
     from volary_workflows.rollout.messages import RolloutStatus
 
     return await handle.query("status", result_type=RolloutStatus)
-
-
-def _principal(session: Session) -> str:
-    """Return whose API key this is, by the key's own word: a name for the record."""
-    import jwt
-
-    try:
-        claims = jwt.decode(session.api_key or "", options={"verify_signature": False})
-    except jwt.PyJWTError:
-        return ""
-    return str(claims.get("sub", ""))
 
 
 def _print(found: RolloutStatus, *, as_json: bool) -> None:

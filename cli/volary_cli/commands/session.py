@@ -46,7 +46,19 @@ class Session:
 
     @property
     def api_key(self) -> str | None:
+        """The API key, None where the mesh needs none."""
         return self._remote.api_key or self._status.get("api_key")
+
+    @property
+    def principal(self) -> str:
+        """Whose API key this is, by the key's own word: a name for the record."""
+        import jwt
+
+        try:
+            claims = jwt.decode(self.api_key or "", options={"verify_signature": False})
+        except jwt.PyJWTError:
+            return ""
+        return str(claims.get("sub", ""))
 
     def client(self) -> AsyncClient:
         """Return a client of every service."""

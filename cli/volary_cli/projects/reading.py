@@ -16,9 +16,12 @@ from volary_kit.documents import (
     canonical,
     read_documents,
 )
+from volary_workflows.experiment.specification import read_experiment
 from volary_workflows.rollout.specification import SpecificationError, read_specification
 
-Kind = Literal["Source", "FeatureView", "FeatureSet", "Model", "Training", "Monitor", "Demo"]
+Kind = Literal[
+    "Source", "FeatureView", "FeatureSet", "Model", "Training", "Monitor", "Experiment", "Demo"
+]
 # what a document may refer to comes before it
 ORDER: tuple[Kind, ...] = ("Source", "FeatureView", "FeatureSet", "Model", "Training", "Monitor")
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -73,7 +76,13 @@ def read_project(folder: Path) -> list[Declaration]:
     _require_unique(found)
     for declaration in found:
         _check_rollout(declaration)
+        _check_experiment(declaration)
     return sorted(found, key=lambda each: (_rank(each.kind), each.name))
+
+
+def read_file(file: Path) -> list[Declaration]:
+    """Return the declarations of one file; raises DocumentError with every problem."""
+    return [_declaration(document) for document in read_documents(file)]
 
 
 def find(declarations: Iterable[Declaration], kind: Kind, name: str | None = None) -> Declaration:
@@ -113,12 +122,25 @@ def _check_rollout(declaration: Declaration) -> None:
     try:
         read_specification(rollout, project="default", model=model, candidate=1)
     except SpecificationError as error:
-        lines = declaration.document.lines
-        problems = [
-            Problem(lines.get(("spec", "rollout")), f"spec.rollout.{field}", text)
-            for field, text in error.problems.items()
-        ]
-        raise DocumentError(declaration.document.source, problems) from None
+        raise _located(declaration, error, "spec", "rollout") from None
+
+
+def _check_experiment(declaration: Declaration) -> None:
+    """Check an experiment now, though only `volary experiment start` runs it."""
+    if declaration.kind != "Experiment":
+        return
+    try:
+        read_experiment(declaration.spec, name=declaration.name, project="default")
+    except SpecificationError as error:
+        raise _located(declaration, error, "spec") from None
+
+
+def _located(declaration: Declaration, error: SpecificationError, *at: str) -> DocumentError:
+    line = declaration.document.lines.get(at)
+    problems = [
+        Problem(line, ".".join([*at, field]), text) for field, text in error.problems.items()
+    ]
+    return DocumentError(declaration.document.source, problems)
 
 
 def _as_stored(value: Any) -> Any:

@@ -247,6 +247,19 @@ async def serving(mesh):
         await server.stop(None)
 
 
+def environment_of(temporal_address, redis_url, mesh_address) -> dict[str, str]:
+    """Return the settings of a worker whose peers are all one mesh."""
+    return {
+        "VOLARY_WORKFLOWS_TEMPORAL_ADDRESS": temporal_address,
+        "VOLARY_WORKFLOWS_REDIS_URL": redis_url,
+        "VOLARY_WORKFLOWS_GATEWAY_ADDRESS": mesh_address,
+        "VOLARY_WORKFLOWS_REGISTRY_ADDRESS": mesh_address,
+        "VOLARY_WORKFLOWS_MONITOR_ADDRESS": mesh_address,
+        "VOLARY_WORKFLOWS_OTLP_ENDPOINT": "127.0.0.1:9",  # a dead collector stops nothing
+        "VOLARY_WORKFLOWS_DRAIN_DELAY_S": "0",
+    }
+
+
 @asynccontextmanager
 async def worker(environment):
     """Run the deployable itself; whatever happens it is gone afterwards."""
@@ -268,15 +281,7 @@ async def test_a_worker_that_is_lost_at_any_state_is_not_missed(
     """One rollout stands at each state when the worker is lost; a frozen one comes back later."""
     mesh = Mesh()
     async with serving(mesh) as address:
-        environment = {
-            "VOLARY_WORKFLOWS_TEMPORAL_ADDRESS": temporal_address,
-            "VOLARY_WORKFLOWS_REDIS_URL": redis_url,
-            "VOLARY_WORKFLOWS_GATEWAY_ADDRESS": address,
-            "VOLARY_WORKFLOWS_REGISTRY_ADDRESS": address,
-            "VOLARY_WORKFLOWS_MONITOR_ADDRESS": address,
-            "VOLARY_WORKFLOWS_OTLP_ENDPOINT": "127.0.0.1:9",  # a dead collector stops nothing
-            "VOLARY_WORKFLOWS_DRAIN_DELAY_S": "0",
-        }
+        environment = environment_of(temporal_address, redis_url, address)
         async with worker(environment) as first:
             handles = {model: await start_rollout(temporal, spec_of(model)) for model in HELD}
             async with asyncio.timeout(60):

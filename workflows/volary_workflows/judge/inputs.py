@@ -211,11 +211,11 @@ class Inputs:
 
 
 def _cell(row: dict[str, Any]) -> Cell:
-    return Cell(
-        **{**row, "candidate": _counts(row["candidate"]), "baseline": _counts(row["baseline"])}
-    )
+    sides = {side: counts_from(row[side]) for side in ("candidate", "baseline")}
+    return Cell(**{**row, **sides})
 
 
-def _counts(row: dict[str, Any]) -> Counts:
+def counts_from(row: dict[str, Any]) -> Counts:
+    """Read the counts of one version in one cell as they were stored."""
     scores = {metric: Scores(**sums) for metric, sums in row.get("scores", {}).items()}
     return Counts(**{**row, "scores": scores})

@@ -19,7 +19,6 @@ from volary.gateway.v1 import (
     replica_service_pb2_grpc,
     traffic_pb2,
     traffic_service_pb2,
-    traffic_service_pb2_grpc,
 )
 from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
@@ -27,6 +26,7 @@ from volary_kit.clock import Clock
 from volary_kit.errors import FailedPrecondition, NotFound
 from volary_kit.timestamps import to_us
 
+from volary_workflows.experiment.ownership import experiment_on
 from volary_workflows.judge.inputs import QUANTILES, Inputs
 from volary_workflows.judge.series import freeze_thresholds
 from volary_workflows.judge.verdict import Verdict, judge
@@ -45,11 +45,11 @@ from volary_workflows.rollout.tasks import (
     TrafficChange,
     TrafficState,
 )
+from volary_workflows.rollout.traffic_calls import EFFECT_POLL_S, TrafficCalls, id_of, state_of
 from volary_workflows.rollout.webhooks import Webhooks
 
 READY_WAIT_S = 5.0
 DRAIN_S = 3.0
-EFFECT_POLL_S = 0.1
 MISSING_KEY = "MISSING_KEY_BASELINE"
 MICROS = 1_000_000
 WENT_BACK = (traffic_pb2.CAUSE_ROLLBACK, traffic_pb2.CAUSE_BREAK_GLASS, traffic_pb2.CAUSE_BRAKE)
@@ -64,7 +64,7 @@ class RolloutActivities:
         self._outcomes = Outcomes(channels)
         self._clock = clock
         gateway, registry = channels.to("gateway"), channels.to("registry")
-        self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(gateway)
+        self._traffic = TrafficCalls(channels)
         self._replicas = replica_service_pb2_grpc.ReplicaServiceStub(gateway)
         self._evidence = evidence_service_pb2_grpc.EvidenceServiceStub(gateway)
         self._registry = registry_service_pb2_grpc.RegistryServiceStub(registry)
@@ -78,7 +78,7 @@ class RolloutActivities:
         except NotFound:
             text = f"candidate: version {spec.candidate} of {spec.model} is not in the registry"
             return Preflight("", 0, 0, "", "", [], [text])
-        traffic = await self._current(subject)
+        traffic = await self._traffic.current(subject)
         production = traffic.production_version if traffic else 0
         return Preflight(
             digest=version.digest,
@@ -87,7 +87,11 @@ class RolloutActivities:
             approval=model_pb2.ApprovalState.Name(version.approval.state),
             approved_by=version.approval.principal,
             thresholds_us=await self._thresholds(subject, traffic) if traffic else [],
-            problems=[*_refusals(spec, version, production), *self._hooks(spec)],
+            problems=[
+                *_refusals(spec, version, production),
+                *_owners(traffic),
+                *self._hooks(spec),
+            ],
             approval_comment=version.approval.comment,
             approved_at_s=to_us(version.approval.decide_time) / MICROS,
             cooling_s=self._cooling_s(spec, traffic),
@@ -163,23 +167,15 @@ class RolloutActivities:
     @activity.defn
     async def set_traffic(self, change: TrafficChange) -> TrafficState:
         """Write the traffic and return once it is in effect; fails with `STALE_GENERATION`."""
-        traffic = await self._traffic.SetTraffic(traffic_request(change))
-        while not traffic.in_effect:
-            activity.heartbeat(traffic.generation)
-            await asyncio.sleep(EFFECT_POLL_S)
-            now = await self._current(change.subject)
-            if now is None or now.generation != traffic.generation:
-                break
-            traffic = now
-        return _state(traffic)
+        return state_of(await self._traffic.put(traffic_request(change), change.subject))
 
     @activity.defn
     async def read_traffic(self, subject: Subject) -> TrafficState:
         """Return what the traffic is now."""
-        traffic = await self._current(subject)
+        traffic = await self._traffic.current(subject)
         if traffic is None:
             return TrafficState(0, "", "")
-        return _state(traffic)
+        return state_of(traffic)
 
     @activity.defn
     async def judge_rollout(self, task: JudgeTask) -> Look:
@@ -258,19 +254,12 @@ class RolloutActivities:
             registry_service_pb2.GetModelVersionRequest(name=version_name(subject))
         )
 
-    async def _current(self, subject: Subject) -> traffic_pb2.Traffic | None:
-        request = traffic_service_pb2.GetTrafficRequest(name=traffic_name(subject))
-        try:
-            return await self._traffic.GetTraffic(request)
-        except NotFound:
-            return None
-
     async def _thresholds(self, subject: Subject, traffic: traffic_pb2.Traffic) -> list[int]:
         """Freeze the latency thresholds on what production has done under the present traffic."""
         evidence = await self._evidence.GetEvidence(
             evidence_service_pb2.GetEvidenceRequest(
                 model=model_name(subject),
-                rollout=_id_of(traffic.rollout),
+                rollout=id_of(traffic.rollout),
                 from_generation=traffic.generation,
             )
         )
@@ -316,6 +305,12 @@ def _refusals(spec: RolloutSpec, version: model_pb2.ModelVersion, production: in
         yield f"candidate: version {spec.candidate} is in production already"
 
 
+def _owners(traffic: traffic_pb2.Traffic | None) -> Iterator[str]:
+    owner = experiment_on(traffic) if traffic else ""
+    if owner:
+        yield f"model: {owner}: stop it, or wait for its end"
+
+
 def _refusal(name: str, seen: replica_service_pb2.VersionReadiness) -> ApplicationError:
     failed = [each for each in seen.replicas if each.version.error_reason]
     text = "; ".join(
@@ -341,12 +336,3 @@ def _is_news(task: JudgeTask, look: Look) -> bool:
     is_decisive = look.verdict == "FAIL" or (task.is_due and look.verdict == "PASS")
     is_other = (look.verdict, look.reason_codes) != (task.last.verdict, task.last.reason_codes)
     return is_decisive or is_other
-
-
-def _state(traffic: traffic_pb2.Traffic) -> TrafficState:
-    cause = traffic_pb2.Cause.Name(traffic.cause).removeprefix("CAUSE_")
-    return TrafficState(traffic.generation, cause, _id_of(traffic.rollout))
-
-
-def _id_of(name: str) -> str:
-    return name.rpartition("/")[2]

@@ -9,13 +9,14 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from volary.registry.v1 import model_pb2
 
+from volary_workflows.judge import experiment
 from volary_workflows.judge.gate import GATE_VERSION, PairedLosses, judge_gate
 from volary_workflows.judge.inputs import FAIL, PASS, GateRule, Guard, Inputs
 from volary_workflows.judge.verdict import VERSION, judge
 from volary_workflows.retrain.floors import FLOORS_VERSION, broken_floors
 from volary_workflows.rollout import shadow_diffs
 
-JUDGES = (VERSION, GATE_VERSION, FLOORS_VERSION, shadow_diffs.VERSION)
+JUDGES = (VERSION, GATE_VERSION, FLOORS_VERSION, shadow_diffs.VERSION, experiment.VERSION)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def _again(
         return _gate(inputs, statistics)
     if stored.kind == shadow_diffs.KIND:
         return shadow_diffs.REPORTED, [], shadow_diffs.summary_of(statistics)
+    if stored.kind == experiment.KIND:
+        judged = experiment.judge_experiment(
+            experiment.ExperimentInputs.from_document(dict(inputs))
+        )
+        return judged.verdict, judged.reason_codes, judged.reasons
     verdict = judge(Inputs.from_document(dict(inputs)))
     return verdict.verdict, verdict.reason_codes, verdict.reasons
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
+from volary_workflows.declared import SpecificationError
 from volary_workflows.judge.inputs import (
     BUSINESS,
     ERROR_RATE,
@@ -42,14 +43,6 @@ KINDS = (*METRICS, BUSINESS)
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")  # of the business: as its outcomes are recorded
 ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 HEADER = re.compile(r"[a-z0-9-]{0,64}")
-
-
-class SpecificationError(ValueError):
-    """The specification is wrong; `problems` maps each field to what is wrong with it."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        self.problems = dict(problems)
-        super().__init__("; ".join(f"{field}: {text}" for field, text in problems.items()))
 
 
 def require_sound(

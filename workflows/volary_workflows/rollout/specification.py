@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from volary_workflows.declared import Reader, SpecificationError
 from volary_workflows.judge.inputs import (
     BUSINESS,
     ERROR_RATE,
@@ -27,11 +26,10 @@ from volary_workflows.rollout.messages import (
     ShadowStage,
     Step,
 )
-from volary_workflows.rollout.soundness import SpecificationError, require_sound
+from volary_workflows.rollout.soundness import require_sound
 
 __all__ = ["SpecificationError", "read_specification", "require_sound"]
 
-UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 LATENCY_EFFECT = 0.05  # 5 more of 100 calls slower than a threshold
 DEFAULT_METRICS = {QUALITY: "accuracy", PREDICTION_DISTRIBUTION: "score"}
 SCORE_MARGIN = 0.02  # two points of a hundred
@@ -81,23 +79,8 @@ def read_specification(
     return spec
 
 
-class _Reader:
-    """Turns declared values into typed ones and keeps what is wrong."""
-
-    def __init__(self) -> None:
-        self.problems: dict[str, str] = {}
-
-    def only(self, row: Mapping[str, Any], known: set[str], at: str) -> None:
-        for key in row:
-            if key not in known:
-                self.problems[f"{at}{key}"] = "is not a field"
-
-    def rows(self, document: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
-        rows = document.get(field, [])
-        if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-            self.problems[field] = "must be a list of objects"
-            return []
-        return rows
+class _Reader(Reader):
+    """Turns a declared rollout into its parts."""
 
     def shadow(self, row: Any) -> ShadowStage | None:
         if row is None:
@@ -154,13 +137,6 @@ class _Reader:
         metric = str(row.get("metric", DEFAULT_METRICS.get(kind, kind)))
         return Guard(metric=metric, kind=kind, **read)
 
-    def interval(self, value: Any, field: str) -> tuple[float, float]:
-        text = "must be two numbers, the lower first, such as [0, 100]"
-        if not isinstance(value, list) or len(value) != 2:
-            self.problems[field] = text
-            return 0.0, 1.0
-        return self._number(value[0], field, text), self._number(value[1], field, text)
-
     def approval(self, row: Any) -> ApprovalPolicy:
         if row is None:
             return ApprovalPolicy()
@@ -205,44 +181,9 @@ class _Reader:
             on = []
         return Notification(str(row.get("url", "")), [str(each).upper() for each in on])
 
-    def instant(self, value: Any, field: str) -> float:
-        if value == 0:
-            return 0.0
-        try:
-            time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-        except ValueError:
-            self.problems[field] = "must be an instant such as 2026-12-24T18:00:00Z"
-            return 0.0
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-
     def hour_of_week(self, value: Any, field: str) -> float:
         match = WEEKLY.fullmatch(str(value).lower())
         if match is None or int(match[2]) > 23 or int(match[3]) > 59:
             self.problems[field] = "must be a day and hour, UTC, such as Fri 18:00"
             return 0.0
         return DAYS.index(match[1]) * 86_400.0 + int(match[2]) * 3_600.0 + int(match[3]) * 60.0
-
-    def seconds(self, value: Any, field: str) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value))
-        if match:
-            return float(match[1]) * UNITS_S[match[2]]
-        return self._number(value, field, "must be a duration such as 90s or 24h")
-
-    def share(self, value: Any, field: str) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(value))
-        if match:
-            return float(match[1]) / 100
-        return self._number(value, field, "must be a share such as 10% or 0.1")
-
-    def whole(self, value: Any, field: str) -> int:
-        number = self._number(value, field, "must be a whole number")
-        if number != int(number):
-            self.problems[field] = "must be a whole number"
-        return int(number)
-
-    def _number(self, value: Any, field: str, text: str) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and math.isfinite(value):
-            return float(value)
-        self.problems[field] = text
-        return 0.0

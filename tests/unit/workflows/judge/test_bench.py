@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.rollout.judge import Counted, Measured, document, lines_of, notes, upper_bound
-from bench.rollout.judge_cells import Cell, Power, cells
+from bench.rollout.judge_cells import Cell, Power, cells, naive_ranks_stopped
 
 COUNTED = [
     Counted(Cell(0.01, "10 %"), 60, 20_000),
@@ -50,5 +50,12 @@ def test_the_document_holds_both_countings_and_a_quick_run_says_so():
     assert "| 1.0% | 10 % | random | - | 1 | 60 | 20,000 | 0.403% |" in text
     assert "| 5.0% | 2 | 4,000 | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% | - |" in text
     assert "| unequal | 50% | 40.0% |" in text
-    assert "the goal of 1%" in notes(MEASURED, is_quick=True)[1]
-    assert len(notes(MEASURED, is_quick=False)) == 1
+    assert "| Mann-Whitney at each of 100 looks |" in text
+    assert "the goal of 1%" in notes(MEASURED, is_quick=True)[-1]
+    assert "Mann-Whitney" in notes(MEASURED, is_quick=False)[-1]
+
+
+def test_looking_again_and_again_costs_a_rank_test_its_level():
+    once = naive_ranks_stopped(500)
+    assert 0.04 < once < 0.25  # each look alone stops 1 %
+    assert naive_ranks_stopped(500) == once

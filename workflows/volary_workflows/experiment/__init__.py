@@ -1,0 +1,1 @@
+"""Experiments: who gets which version, what it does to a metric, and an end without harm."""
