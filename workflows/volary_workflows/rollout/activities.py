@@ -137,7 +137,6 @@ class RolloutActivities:
                 replica_service_pb2.GetVersionReadinessRequest(name=name, wait_for_ready=True),
                 timeout=READY_WAIT_S,
             )
-            activity.heartbeat(seen.ready_replicas, seen.attached_replicas)
             if seen.failed_replicas:
                 raise _refusal(name, seen)
             if 0 < seen.attached_replicas == seen.ready_replicas:
@@ -163,7 +162,6 @@ class RolloutActivities:
         """Write the traffic and return once it is in effect; fails with `STALE_GENERATION`."""
         traffic = await self._traffic.SetTraffic(traffic_request(change))
         while not traffic.in_effect:
-            activity.heartbeat(traffic.generation)
             await asyncio.sleep(EFFECT_POLL_S)
             now = await self._current(change.subject)
             if now is None or now.generation != traffic.generation:
