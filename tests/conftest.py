@@ -6,6 +6,7 @@ empty Redis. Nothing here stands in for an engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from volary_cli.launcher.engines import (
 from volary_kit.database import Database
 from volary_kit.migrations import migrate, migrations_of
 
+# the rigs start processes while calls run: grpc's handlers of fork would abort the child
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 PASSWORD = "test"
 # a crash of the machine in mid-test loses nothing that anybody wants
 FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}

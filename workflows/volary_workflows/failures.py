@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -26,6 +27,7 @@ from volary_kit.errors import (
     VolaryError,
 )
 
+from volary_workflows.liveness import BEAT_S
 from volary_workflows.principals import PrincipalInbound, principal_in
 
 FINAL = (
@@ -54,7 +56,7 @@ def failure_of(error: VolaryError) -> ApplicationError:
 class CallInterceptor(Interceptor):
     """Run each activity in the project of its message, on behalf of who began the workflow.
 
-    What its calls raise is translated.
+    What its calls raise is translated, and Temporal hears every second that it still runs.
     """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -75,10 +77,20 @@ class _Calls(ActivityInboundInterceptor):
         key = f"{activity.info().workflow_run_id}/{activity.info().activity_id}"
         request_key = str(uuid.uuid5(uuid.NAMESPACE_OID, key))
         with act_for(project, principal_in(input.headers), request_key):
+            beating = asyncio.create_task(_beat())
             try:
                 return await super().execute_activity(input)
             except VolaryError as error:
                 raise failure_of(error) from error
+            finally:
+                beating.cancel()
+
+
+async def _beat() -> None:
+    """Say that this worker lives for as long as the activity runs: a lost one is missed soon."""
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(BEAT_S)
 
 
 def project_of(message: object) -> str:

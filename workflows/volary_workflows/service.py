@@ -9,6 +9,7 @@ from volary_kit.resources import Resources
 from volary_kit.service import Service
 from volary_kit.streams import ALERTS, ConsumerGroup
 
+from volary_workflows.failpoints import Failpoints
 from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.settings import WorkflowsSettings
 from volary_workflows.trigger import GROUP, RetrainTrigger
@@ -18,16 +19,20 @@ from volary_workflows.worker import activities_of, make_worker, register_attribu
 @asynccontextmanager
 async def build(kit: Resources[WorkflowsSettings]) -> AsyncIterator[Service]:
     """Compose the worker; it has no RPC of its own, Temporal says whether it polls."""
-    webhooks = Webhooks(kit.settings.webhook_origins)
+    settings = kit.settings
+    webhooks = Webhooks(settings.webhook_origins)
     activities = activities_of(kit.channels, webhooks, kit.clock)
+    held = [Failpoints(settings.data_dir / "failpoints")] if settings.failpoints else []
 
     async def work() -> None:
         client = await kit.temporal()
         await register_attributes(client)
-        worker = make_worker(client, activities, max_activities=kit.settings.max_activities)
+        worker = make_worker(
+            client, activities, max_activities=settings.max_activities, interceptors=held
+        )
         await worker.run()
 
     alerts = ConsumerGroup(
-        kit.require_redis(), ALERTS, GROUP, kit.settings.instance, RetrainTrigger(kit.temporal)
+        kit.require_redis(), ALERTS, GROUP, settings.instance, RetrainTrigger(kit.temporal)
     )
     yield Service(background=[work, alerts.run])

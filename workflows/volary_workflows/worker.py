@@ -11,7 +11,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 from volary_kit.channels import Channels
 from volary_kit.clock import Clock
 
@@ -30,6 +30,7 @@ from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.rollout.workflow import RolloutWorkflow
 
 WORKFLOWS = (RolloutWorkflow, RetrainWorkflow, ExperimentWorkflow, HoldWorkflow)
+POLLS = 2  # a frozen worker swallows a task by each poll that it has open
 GRACE = timedelta(seconds=5)
 STICKY = timedelta(seconds=2)  # after a kill another worker takes over this soon
 HEARD_WITHIN = timedelta(seconds=1)  # a cancelled activity hears of it with its next heartbeat
@@ -68,6 +69,7 @@ def make_worker(
     *,
     task_queue: str = TASK_QUEUE,
     max_activities: int = 100,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """Return a worker of all workflows; a stop lets activities end within 5 s."""
     return Worker(
@@ -77,8 +79,10 @@ def make_worker(
         build_id=f"volary-workflows-{metadata.version('volary-workflows')}",
         workflows=list(WORKFLOWS),
         activities=list(activities),
-        interceptors=[CallInterceptor()],
+        interceptors=[CallInterceptor(), *interceptors],
         max_concurrent_activities=max_activities,
+        max_concurrent_workflow_task_polls=POLLS,
+        max_concurrent_activity_task_polls=POLLS,
         max_heartbeat_throttle_interval=HEARD_WITHIN,
         graceful_shutdown_timeout=GRACE,
         sticky_queue_schedule_to_start_timeout=STICKY,

@@ -95,11 +95,16 @@ class Controller:
         self._built = Built()
         self._endpoints: dict[VersionName, tuple[str, ...]] | None = None
         self._listed: tuple[str, ...] | None = None
+        self._let_go: Callable[[VersionName], None] = lambda _version: None
         self.limits: dict[LimitName, Limit] = {}
         self.fallbacks: dict[ModelName, Fallback] = {}
         self.fleet = Fleet()
         self.desired = Desired()
         self.changes = Changes()
+
+    def on_unload(self, let_go: Callable[[VersionName], None]) -> None:
+        """Call `let_go` with each version that leaves the desired set, and Envoy with it."""
+        self._let_go = let_go
 
     async def load(self) -> None:
         """Read the state back and serve it: the same state gives the same snapshot."""
@@ -305,6 +310,7 @@ class Controller:
                 revision = await fleet_rows.let_go(transaction, version)
             self.desired.remove(version, revision)
             self._fleet_changed()
+            self._let_go(version)
 
     async def watch_leases(self) -> None:
         """Withdraw the endpoints of replicas whose lease is over, and keep the rows in step."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from volary_kit.clock import Clock
@@ -18,7 +18,7 @@ from volary_kit.database import Database
 from volary_kit.errors import VolaryError
 
 from volary_gateway.admin import EnvoyAdmin, Reading
-from volary_gateway.domain.completeness import Account, Verdict
+from volary_gateway.domain.completeness import Account, Poll, Verdict
 from volary_gateway.domain.evidence import Attempt, Counts
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic
@@ -122,6 +122,7 @@ class Recorder:
             self._begin_again()
         elif last is not None and reading.dropped > last.dropped:
             self.doubt()
+        self._forget_all_but(reading.polls)
         now_us = self._clock.now_us()
         verdicts: dict[ModelName, list[Verdict]] = {}
         for cluster, poll in reading.polls.items():
@@ -130,7 +131,10 @@ class Recorder:
                 account = self._accounts.setdefault(cluster, Account())
                 before = account.known_lost
                 account.poll(poll)
-                verdicts.setdefault(version.parent, []).append(account.judge(now_us))
+                verdict = account.judge(now_us)
+                if verdict.is_restarted:
+                    self._counts.records.pop(cluster, None)
+                verdicts.setdefault(version.parent, []).append(verdict)
                 if account.known_lost != before:
                     self._unsaved_accounts.add(cluster)
         for model, found in verdicts.items():
@@ -139,8 +143,25 @@ class Recorder:
     def _begin_again(self) -> None:
         """Envoy died with what it had not sent; that can never be known."""
         self.doubt(is_final=True)
-        for account in self._accounts.values():
+        for cluster, account in self._accounts.items():
             account.forget()
+            self._counts.records.pop(cluster, None)
+
+    def _forget_all_but(self, polls: Mapping[str, Poll]) -> None:
+        """Begin again for each cluster that Envoy has no more: its counter went with it.
+
+        When one of that name comes back, both sides begin at zero.
+        """
+        for cluster in self._accounts.keys() - polls.keys():
+            account = self._accounts[cluster]
+            if account.records or account.known_lost != 0:
+                self.forget(cluster)
+
+    def forget(self, cluster: str) -> None:
+        """Begin an account anew: Envoy has no such cluster, or will not have it soon."""
+        self._accounts[cluster] = Account(known_lost=0)
+        self._counts.records.pop(cluster, None)
+        self._unsaved_accounts.add(cluster)
 
     def _conclude(self, model: ModelName, verdicts: list[Verdict]) -> None:
         lost = sum(verdict.lost for verdict in verdicts)

@@ -60,6 +60,7 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
     listing = _revocation_list(settings)
     controller = Controller(database, plane, edge_of(settings), admin, clock, listing)
     recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
+    controller.on_unload(lambda version: recorder.forget(version.cluster))
     await controller.load()
     await recorder.load()
     background: list[Callable[[], Awaitable[None]]] = [

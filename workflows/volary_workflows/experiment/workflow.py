@@ -36,10 +36,10 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.experiment.soundness import SpecificationError, require_sound
     from volary_workflows.experiment.tasks import ExperimentTask, Hold, Preflight, Split
     from volary_workflows.identifiers import experiment_group_id
+    from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.rollout.messages import WHOLE, Command
     from volary_workflows.rollout.running import (
         ATTEMPT,
-        HEARTBEAT,
         PATIENCE,
         RETRY,
         cause_of,
@@ -357,6 +357,6 @@ class ExperimentWorkflow:
             result_type=result,
             start_to_close_timeout=WAITING.get(name, ATTEMPT),
             schedule_to_close_timeout=patience,
-            heartbeat_timeout=HEARTBEAT if name in WAITING else None,
+            heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRY,
         )

@@ -9,12 +9,11 @@ from typing import TypeVar
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from temporalio import activity
 from volary_kit.errors import Internal, VolaryError
 from volary_kit.statuses import error_of
 from volary_longrunning import operations_pb2, operations_pb2_grpc
 
-WAIT = Duration(seconds=2)  # well within the heartbeat timeout of the activities
+WAIT = Duration(seconds=2)
 ResponseT = TypeVar("ResponseT", bound=Message)
 
 
@@ -23,13 +22,11 @@ async def followed(
 ) -> ResponseT:
     """Return the response of an operation once it is done; raise its error.
 
-    Heartbeats while it waits, so a killed worker is noticed. When the activity is cancelled the
-    operation is, too.
+    When the activity is cancelled the operation is, too.
     """
     stub = operations_pb2_grpc.OperationsStub(channel)
     try:
         while not operation.done:
-            activity.heartbeat(operation.name)
             operation = await stub.WaitOperation(
                 operations_pb2.WaitOperationRequest(name=operation.name, timeout=WAIT)
             )

@@ -27,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.attributes import searchable
     from volary_workflows.identifiers import rollout_workflow_id
     from volary_workflows.judge.inputs import PASS
+    from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.retrain.messages import (
         BuildTask,
         Built,
@@ -51,7 +52,6 @@ RETRY = RetryPolicy(
     maximum_interval=timedelta(seconds=30),
 )
 SHORT, LONG = timedelta(minutes=1), timedelta(hours=12)
-HEARTBEAT = timedelta(seconds=20)
 PATIENCE = timedelta(hours=24)
 SEARCHABLE = "searchable"
 LONG_ACTIVITIES = ("pull_source", "build_training_set", "train", "judge_gate")
@@ -234,7 +234,7 @@ class RetrainWorkflow:
             result_type=result,
             start_to_close_timeout=LONG if is_long else SHORT,
             schedule_to_close_timeout=PATIENCE,
-            heartbeat_timeout=HEARTBEAT if is_long else None,
+            heartbeat_timeout=HEARTBEAT,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             retry_policy=RETRY,
         )

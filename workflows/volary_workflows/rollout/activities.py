@@ -143,7 +143,6 @@ class RolloutActivities:
                 replica_service_pb2.GetVersionReadinessRequest(name=name, wait_for_ready=True),
                 timeout=READY_WAIT_S,
             )
-            activity.heartbeat(seen.ready_replicas, seen.attached_replicas)
             if seen.failed_replicas:
                 raise _refusal(name, seen)
             if 0 < seen.attached_replicas == seen.ready_replicas:

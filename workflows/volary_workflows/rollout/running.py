@@ -13,6 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.attributes import searchable
+    from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.rollout.messages import (
         ENDS,
         Notification,
@@ -29,13 +30,12 @@ RETRY = RetryPolicy(
     backoff_coefficient=1.5,
     maximum_interval=timedelta(seconds=10),
 )
-ATTEMPT = timedelta(seconds=15)  # how long a killed worker may go unnoticed
+ATTEMPT = timedelta(seconds=15)
 WAITING = {
     "load_version": timedelta(minutes=2),
     "stage_version": timedelta(minutes=2),
     "set_traffic": timedelta(minutes=1),
 }
-HEARTBEAT = timedelta(seconds=12)  # the longest single call of the three takes 10 s
 PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the rollout turns back
 NOTICE_PATIENCE = timedelta(minutes=2)  # nobody waits for a web hook that is down
 TOLD = (*ENDS, State.AWAITING_APPROVAL, State.ROLLING_BACK)
@@ -87,7 +87,7 @@ class Running:
             result_type=result,
             start_to_close_timeout=WAITING.get(name, ATTEMPT),
             schedule_to_close_timeout=patience,
-            heartbeat_timeout=HEARTBEAT if name in WAITING else None,
+            heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRY,
         )
 

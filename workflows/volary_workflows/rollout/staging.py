@@ -82,7 +82,6 @@ class StagingActivities:
             check = Check(self._channels.at(replica.address), subject, version, golden)
             calls += await check.run()
             problems += [f"{replica.id}: {text}" for text in check.problems]
-            activity.heartbeat(replica.id)
         if problems and replicas.keys() - (await self._ready(subject)).keys():
             raise _not_ready(subject)  # a replica began anew meanwhile: what it said is void
         return StagingReport(calls, problems)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from temporalio import activity
 from volary.gateway.v1 import traffic_pb2, traffic_service_pb2, traffic_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.errors import NotFound
@@ -34,11 +33,10 @@ class TrafficCalls:
     ) -> traffic_pb2.Traffic:
         """Write the traffic and return it once it is in effect, or somebody wrote since.
 
-        Heartbeats while it waits. Raises Aborted `STALE_GENERATION` when it is fenced off.
+        Raises Aborted `STALE_GENERATION` when it is fenced off.
         """
         traffic = await self._stub.SetTraffic(request)
         while not traffic.in_effect:
-            activity.heartbeat(traffic.generation)
             await asyncio.sleep(EFFECT_POLL_S)
             now = await self.current(subject)
             if now is None or now.generation != traffic.generation:

@@ -16,6 +16,9 @@ GUARD_US = 2_000  # the log's clock and the counter are read a moment apart
 # Envoy's answer is two counters (begun, running) read one after the other: attempts that begin
 # in between make a poll wrong, either way. A loss stays, so it shows in each of this many polls.
 AGREEING = 3
+# polls after which the least number of lost records that none of them excludes is believed: a
+# guess too low calls a record lost that is not, never the other way round
+PATIENCE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Account:
     recent: deque[int] = field(default_factory=deque)
     polls: deque[Poll] = field(default_factory=deque)
     bounds: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=AGREEING))
+    # what every poll since counting began allows; the next one narrows it
+    beginnings: list[tuple[int, int]] = field(default_factory=list)
 
     def note(self, ended_us: int) -> None:
         """Take one record."""
@@ -59,8 +64,11 @@ class Account:
         return found
 
     def forget(self) -> None:
-        """Begin again: the counter is another process's."""
+        """Begin again: the counter is another process's, of which these were no attempts."""
         self.known_lost = None
+        self.records = 0
+        self.recent.clear()
+        self.beginnings.clear()
         self.polls.clear()
         self.bounds.clear()
 
@@ -68,13 +76,25 @@ class Account:
         least = poll.attempts - self._until(poll.ended_us + GUARD_US)
         most = poll.attempts - self._until(poll.began_us - GUARD_US)
         if self.known_lost is None:
-            if least == most:
-                self.known_lost = most
+            self.known_lost = self._begun(least, most)
             return Verdict()
         self.bounds.append((least, most))
         if len(self.bounds) < AGREEING:
             return Verdict(is_clear=most <= self.known_lost)
         return self._agreed(self.known_lost, most)
+
+    def _begun(self, least: int, most: int) -> int | None:
+        """Return the number that every poll so far allows, None while there are several.
+
+        One poll is exact when no attempt ended meanwhile; under load it takes a few.
+        """
+        self.beginnings.append((least, most))
+        lowest = max(least for least, _ in self.beginnings)
+        highest = min(most for _, most in self.beginnings)
+        if lowest < highest and len(self.beginnings) < PATIENCE:
+            return None
+        self.beginnings.clear()
+        return min(lowest, highest)
 
     def _agreed(self, known_lost: int, most: int) -> Verdict:
         """Return what all of the last polls say."""

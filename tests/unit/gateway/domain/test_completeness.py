@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from volary_gateway.domain.completeness import AGREEING, SETTLE_US, Account, Poll, Verdict
+from volary_gateway.domain.completeness import AGREEING, PATIENCE, SETTLE_US, Account, Poll, Verdict
 
 MS = 1_000
 
@@ -94,3 +94,39 @@ def test_one_poll_that_read_attempts_in_mid_air_is_not_a_loss_and_not_a_restart(
         assert (verdict.lost, verdict.is_restarted) == (0, False)
     assert verdict.is_clear
     assert made.known_lost == 0
+
+
+def test_a_counter_that_began_anew_is_doubted_once_and_counted_from_there():
+    made = account(ended=tuple(at * MS for at in range(1, 40)))
+    assert judged(made, 50 * MS, 51 * MS, 39).is_clear
+    assert judged(made, 100 * MS, 101 * MS, 1, times=AGREEING).is_restarted
+    for second in range(1, 10):
+        now = second * 1_000 * MS
+        made.note(now)
+        verdict = judged(made, now + 500 * MS, now + 501 * MS, 1 + second)
+        assert not verdict.is_restarted
+    assert verdict.is_clear
+    lost = judged(made, 10_000 * MS, 10_001 * MS, 11, times=AGREEING)
+    assert lost.lost == 1
+
+
+def test_counting_begins_under_load_where_no_poll_is_exact():
+    made = account(known_lost=None)
+    for poll in range(PATIENCE):
+        began = poll * 100 * MS
+        # an attempt ends in the midst of each: every other one has read the counter after it
+        made.note(began + MS)
+        is_late = poll % 2
+        judged(made, began, began + 2 * MS, 7 + poll + is_late)
+        if made.known_lost is not None:
+            break
+    assert made.known_lost == 7
+
+
+def test_without_an_exact_poll_the_least_that_may_be_lost_is_believed():
+    made = account(known_lost=None)
+    for poll in range(PATIENCE):
+        assert made.known_lost is None
+        made.note(poll * 100 * MS + MS)
+        judged(made, poll * 100 * MS, poll * 100 * MS + 2 * MS, 7 + poll)
+    assert made.known_lost == 6

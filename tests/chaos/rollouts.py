@@ -1,0 +1,299 @@
+"""One rollout after the other, each held at a state while a process is lost there."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
+from volary_kit.testing import eventually
+from volary_workflows.failpoints import DONE, HELD
+from volary_workflows.judge.inputs import Guard
+from volary_workflows.rollout.messages import (
+    ApprovalPolicy,
+    Command,
+    RolloutSpec,
+    RolloutStatus,
+    ShadowStage,
+    State,
+    Step,
+)
+from volary_workflows.starting import start_rollout
+
+from tests.chaos.callers import CALLERS, Callers, Tally
+from tests.chaos.mesh import MODEL, VERSIONS, RolloutMesh, rollout_mesh
+from tests.chaos.watcher import Seen, Watcher
+
+ADA = Command("principals/ada", "go on")
+WITHIN_S = 120.0
+CALL_S = 5.0
+# a candidate with fewer than one error in five passes after some 25 calls: it takes a second
+GUARD = Guard(ceiling=0.2)
+SPEC = RolloutSpec(
+    model=MODEL,
+    candidate=0,
+    shadow=ShadowStage(1.0, 0.3, 10),
+    steps=[Step(3_000, 0.3, 10), Step(6_000, 0.3, 10)],
+    bake_s=0.3,
+    guards=[GUARD],
+    poll_s=0.2,
+    max_extensions=1_000,
+    requested_by="principals/ada",
+)
+MANUAL = ApprovalPolicy("manual", ["principals/ada"], valid_s=0.001)  # earlier ones are over
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A state, and what holds a rollout there: an activity's failpoint, or a person's word.
+
+    `aborted` makes it turn back from its canary first.
+    """
+
+    name: str
+    state: State
+    point: str = ""
+    word: str = ""
+    aborted: bool = False
+
+
+STANDS = (
+    Stand("PENDING", State.PENDING, word="skip_step"),
+    Stand("VALIDATING", State.VALIDATING, "check_rollout"),
+    Stand("AWAITING_APPROVAL", State.AWAITING_APPROVAL, word="approve"),
+    Stand("LOADING", State.LOADING, "load_version" + DONE),
+    Stand("STAGING", State.STAGING, "stage_version" + DONE),
+    Stand("SHADOW", State.SHADOW, "judge_rollout.shadow"),
+    Stand("CANARY", State.CANARY, "judge_rollout.canary"),
+    Stand("PROGRESSING", State.PROGRESSING, "judge_rollout.60"),
+    Stand("BAKING", State.BAKING, "judge_rollout.bake"),
+    # written, and the workflow has not heard of it
+    Stand("PROMOTING", State.BAKING, "set_traffic.promote" + DONE),
+    Stand("ROLLING_BACK", State.ROLLING_BACK, "set_traffic.rollback" + DONE, aborted=True),
+    Stand("UNLOADING", State.ROLLING_BACK, "unload_version", aborted=True),
+)
+FROZEN = "worker frozen"
+NOTHING = "nothing"
+LOST = (NOTHING, "worker", FROZEN, "temporal", "gateway", "envoy", "inference")
+PROCESS = {"worker": "workflows", FROZEN: "workflows", "inference": "inference-0"}
+KEEPS_EVIDENCE = (
+    NOTHING,
+    "worker",
+    FROZEN,
+    "temporal",
+)  # without records lost no step is written anew
+PROMOTED_WRITES, ABORTED_WRITES = 5, 3  # shadow, canary, 60, bake, promote; shadow, canary, back
+
+
+@dataclass
+class Outcome:
+    """How a rollout went in which a process was lost; `writes` are of traffic, by anybody."""
+
+    stand: Stand
+    lost: str
+    status: RolloutStatus
+    seconds: float
+    back_s: float
+    writes: int
+    generation: int
+    production: int
+    promised: int
+    calls: Tally
+    seen: Seen
+
+    @property
+    def expected(self) -> str:
+        """How it would have ended."""
+        return State.ABORTED if self.stand.aborted else State.PROMOTED
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, in words; empty when every promise held."""
+        return list(_problems(self))
+
+
+class Rollouts:
+    """Runs rollouts of one mesh under traffic, one after the other."""
+
+    def __init__(
+        self, mesh: RolloutMesh, temporal: Client, callers: Callers, watcher: Watcher
+    ) -> None:
+        self._mesh = mesh
+        self._temporal = temporal
+        self._callers = callers
+        self._watcher = watcher
+
+    async def run(self, stand: Stand, lost: str) -> Outcome:
+        """Run one rollout, lose a process while it stands there, and let it go on."""
+        baseline = await self._mesh.settled()
+        candidate = sum(VERSIONS) - baseline
+        before = (await self._mesh.now()).generation
+        self._callers.turn()
+        self._watcher.turn()
+        began_s = time.monotonic()
+        self._arm(stand)
+        handle = await start_rollout(self._temporal, _spec(stand, candidate))
+        await self._until_held(stand, handle)
+        lose = self._freeze if lost == FROZEN else self._kill
+        back_s, status = await lose(PROCESS.get(lost, lost), stand, handle)
+        seconds = time.monotonic() - began_s
+        production = await self._mesh.settled()
+        generation = (await self._mesh.now()).generation
+        return Outcome(
+            stand=stand,
+            lost=lost,
+            status=status,
+            seconds=seconds,
+            back_s=back_s,
+            writes=generation - before,
+            generation=generation,
+            production=production,
+            promised=candidate if status.state == State.PROMOTED else baseline,
+            calls=self._callers.turn(),
+            seen=self._watcher.turn(),
+        )
+
+    async def _kill(
+        self, component: str, stand: Stand, handle: WorkflowHandle
+    ) -> tuple[float, RolloutStatus]:
+        """Kill, and let the rollout go on while the process is away."""
+        if component == NOTHING:
+            await self._release(stand, handle)
+            return 0.0, await self._ended(handle)
+        began_s = time.monotonic()
+        before = self._mesh.signal(component, signal.SIGKILL)
+        releasing = asyncio.ensure_future(self._release(stand, handle))
+        await self._mesh.back(component, before)
+        back_s = time.monotonic() - began_s
+        await releasing
+        return back_s, await self._ended(handle)
+
+    async def _freeze(
+        self, component: str, stand: Stand, handle: WorkflowHandle
+    ) -> tuple[float, RolloutStatus]:
+        """Freeze, let another one end the rollout, thaw: what comes back late leaves by itself."""
+        began_s = time.monotonic()
+        before = self._mesh.signal(component, signal.SIGSTOP)
+        second = await self._mesh.second_worker()
+        await self._release(stand, handle)
+        status = await self._ended(handle)
+        self._mesh.signal(component, signal.SIGCONT)
+        self._mesh.signal(component, signal.SIGTERM)  # it ends what it had in hand
+        await self._mesh.back(component, before)
+        await self._mesh.supervisor.remove(second)
+        return time.monotonic() - began_s, status
+
+    def _file(self, stand: Stand) -> Path:
+        return self._mesh.failpoints / f"{MODEL}.{stand.point}"
+
+    def _marker(self, stand: Stand) -> Path:
+        return self._mesh.failpoints / f"{MODEL}.{stand.point}{HELD}"
+
+    def _arm(self, stand: Stand) -> None:
+        if stand.point:
+            self._marker(stand).unlink(missing_ok=True)
+            self._file(stand).touch()
+
+    async def _until_held(self, stand: Stand, handle: WorkflowHandle) -> None:
+        if stand.aborted:
+            await self._until_state(handle, State.CANARY)
+            await self._told(handle, "abort")
+        if not stand.point:
+            await self._until_state(handle, stand.state)
+            return
+
+        async def is_held() -> bool:
+            return self._marker(stand).exists()
+
+        await eventually(is_held, within_s=WITHIN_S, what=f"a rollout held at {stand.name}")
+        status = await handle.query("status", result_type=RolloutStatus)
+        assert status.state == stand.state, status
+
+    async def _until_state(self, handle: WorkflowHandle, state: State) -> None:
+        async def is_there() -> bool:
+            try:
+                status = await handle.query("status", result_type=RolloutStatus)
+            except RPCError:
+                return False
+            return status.state == state
+
+        await eventually(is_there, within_s=WITHIN_S, what=f"a rollout that is {state}")
+
+    async def _release(self, stand: Stand, handle: WorkflowHandle) -> None:
+        if stand.point:
+            self._file(stand).unlink()
+        else:
+            await self._told(handle, stand.word)
+
+    async def _told(self, handle: WorkflowHandle, word: str) -> None:
+        """Say a word until it is heard: Temporal or the worker may be away."""
+
+        async def is_heard() -> bool:
+            try:
+                async with asyncio.timeout(CALL_S):
+                    await handle.execute_update(word, ADA, id=word, result_type=RolloutStatus)
+            except (RPCError, TimeoutError):
+                return False
+            return True
+
+        await eventually(is_heard, within_s=WITHIN_S, what=f"{word} heard")
+
+    async def _ended(self, handle: WorkflowHandle) -> RolloutStatus:
+        async def ended() -> RolloutStatus | None:
+            try:
+                async with asyncio.timeout(CALL_S):
+                    return await handle.result()
+            except (RPCError, TimeoutError):
+                return None
+
+        status = await eventually(ended, within_s=WITHIN_S, what="the end of a rollout")
+        assert status is not None
+        return status
+
+
+@asynccontextmanager
+async def rollouts(folder: Path, port_base: int) -> AsyncIterator[Rollouts]:
+    """Run a mesh with callers and an observer for a block."""
+    async with rollout_mesh(folder, port_base) as mesh:
+        callers, watcher = Callers(mesh.edge, mesh.api_key), Watcher(mesh)
+        async with callers.calling(), watcher.watching():
+            yield Rollouts(mesh, await mesh.temporal(), callers, watcher)
+
+
+def _spec(stand: Stand, candidate: int) -> RolloutSpec:
+    spec = replace(SPEC, candidate=candidate)
+    if stand.state == State.PENDING:
+        return replace(spec, start_at_s=time.time() + 3_600)
+    if stand.state == State.AWAITING_APPROVAL:
+        return replace(spec, approval=MANUAL)
+    if stand.aborted:  # it waits in its canary for the word
+        return replace(spec, steps=[replace(spec.steps[0], min_duration_s=600.0), spec.steps[1]])
+    return spec
+
+
+def _problems(seen: Outcome) -> Iterator[str]:
+    status, calls, watched = seen.status, seen.calls, seen.seen
+    if status.state not in (seen.expected, State.ROLLED_BACK):
+        yield f"it ended {status.state} ({status.reason})"
+    if seen.production != seen.promised:
+        yield f"version {seen.production} serves, not {seen.promised}"
+    if status.generation != seen.generation:
+        yield f"the rollout knows generation {status.generation} of {seen.generation}"
+    if status.state == seen.expected and seen.lost in KEEPS_EVIDENCE:
+        promised = ABORTED_WRITES if seen.stand.aborted else PROMOTED_WRITES
+        if seen.writes != promised:
+            yield f"{seen.writes} writes of traffic, not {promised}"
+    yield from (f"a call failed: {text}" for text in calls.failed)
+    most = 2 * CALLERS if seen.lost == "envoy" else 0  # each caller had one in flight
+    if calls.hurt > most:
+        yield f"{calls.hurt} calls were hurt, not at most {most}: {dict(calls.broken)}"
+    if not calls.calls or not watched.looks or not watched.attempts:
+        yield "nobody called, or nobody watched"
+    yield from watched.unready
+    yield from watched.bare

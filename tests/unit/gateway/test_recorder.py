@@ -1,0 +1,100 @@
+"""What the recorder concludes from Envoy's counters, reading after reading."""
+
+from __future__ import annotations
+
+from volary_gateway.admin import EnvoyAdmin, Reading
+from volary_gateway.domain.completeness import Poll
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.traffic import Traffic, Weight
+from volary_gateway.recorder import Recorder
+from volary_kit.database import Database
+from volary_kit.testing import ManualClock
+
+MODEL = ModelName("default", "m")
+CLUSTER = VersionName.of(MODEL, 1).cluster
+LOOK_S = 0.5
+
+
+class Story:
+    """A recorder, and an Envoy of which only the counters are there."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        traffic = Traffic(MODEL, 1, (Weight(1, 10_000),), production=1)
+        nobody = Database("postgresql://nobody@127.0.0.1:1/none", "gateway")
+        admin = EnvoyAdmin(None, self.clock)
+        self.recorder = Recorder(nobody, admin, self.clock, lambda: [traffic])
+
+    def looks(self, times: int, attempts: int | None) -> None:
+        """Read the counter; without attempts Envoy has no such cluster."""
+        for _ in range(times):
+            now_us = self.clock.now_us()
+            polls = {} if attempts is None else {CLUSTER: Poll(now_us, now_us, attempts)}
+            self.recorder._reconcile(Reading(polls, dropped=0, uptime_s=9))
+            self.clock.advance(LOOK_S)
+
+    def answers(self, calls: int) -> None:
+        """Take the records of calls."""
+        for _ in range(calls):
+            self.recorder.record(CLUSTER, self.clock.now_us(), None)
+
+
+def test_a_cluster_that_went_and_came_back_is_counted_from_zero():
+    story = Story()
+    story.looks(1, attempts=0)
+    story.answers(5)
+    story.looks(10, attempts=5)
+    assert story.recorder.is_reconciled(MODEL)
+    story.looks(1, attempts=None)
+    story.answers(2)
+    story.looks(10, attempts=2)
+    assert story.recorder.is_reconciled(MODEL)
+    assert story.recorder._gaps == {}
+
+
+def test_a_counter_that_falls_back_without_going_away_is_doubted():
+    story = Story()
+    story.looks(1, attempts=0)
+    story.answers(5)
+    story.looks(10, attempts=5)
+    story.answers(2)
+    story.looks(10, attempts=2)
+    assert [gap.is_final for gap in story.recorder._gaps.values()] == [True]
+
+
+def test_what_is_lost_after_it_came_back_is_found():
+    story = Story()
+    story.looks(1, attempts=0)
+    story.answers(5)
+    story.looks(10, attempts=5)
+    story.looks(1, attempts=None)
+    story.answers(2)
+    story.looks(10, attempts=3)
+    assert [gap.lost for gap in story.recorder._gaps.values()] == [1]
+
+
+def test_a_counter_that_fell_back_is_trusted_again_soon():
+    story = Story()
+    story.looks(1, attempts=0)
+    story.answers(50)
+    story.looks(10, attempts=50)
+    story.looks(20, attempts=2)
+    story.recorder._gaps.clear()
+    for calls in range(20):
+        story.answers(1)
+        story.looks(1, attempts=3 + calls)
+    story.looks(10, attempts=22)
+    assert story.recorder.is_reconciled(MODEL)
+    assert story.recorder._gaps == {}
+
+
+def test_a_version_that_is_let_go_is_counted_from_zero_when_it_is_wanted_again():
+    story = Story()
+    story.looks(1, attempts=0)
+    story.answers(5)
+    story.looks(10, attempts=5)
+    story.recorder.forget(CLUSTER)  # and no reading comes before the next one of that name
+    story.answers(2)
+    story.looks(10, attempts=2)
+    assert story.recorder.is_reconciled(MODEL)
+    assert story.recorder._gaps == {}
