@@ -29,21 +29,19 @@ class Flaky:
         self._client = client
         self.failures = failures
 
-    def pipeline(self, transaction: bool) -> Any:
-        pipeline = self._client.pipeline(transaction=transaction)
-        execute = pipeline.execute
+    def register_script(self, text: str) -> Any:
+        script = self._client.register_script(text)
 
-        def flaky() -> Any:
+        def flaky(**arguments: Any) -> Any:
             failure = self.failures.pop(0) if self.failures else ""
             if failure == "before":
                 raise RedisConnectionError("gone")
-            result = execute()
+            result = script(**arguments)
             if failure == "after":
                 raise RedisConnectionError("gone")
             return result
 
-        pipeline.execute = flaky
-        return pipeline
+        return flaky
 
 
 async def ids(redis: Redis) -> list[str]:

@@ -8,11 +8,12 @@ import threading
 import redis
 from redis.exceptions import RedisError
 from volary_kit.metrics import CallMetrics
-from volary_kit.streams import FIELD, MAX_LENGTH, PREDICTIONS
+from volary_kit.streams import PREDICTIONS
 from volary_kit.telemetry import Telemetry
 
 from volary_inference.domain.events import EventRing
 from volary_inference.native.module import DataPlane
+from volary_inference.stream import append_to
 
 log = logging.getLogger(__name__)
 BATCH = 512
@@ -20,13 +21,6 @@ WAIT_S = 0.25
 RETRY_S = (0.05, 2.0)
 PERIOD_S = 0.25
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-# one reply for a whole batch: to read 512 of them costs more than to send the events
-APPEND = """
-for i = 3, #ARGV do
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', ARGV[2], ARGV[i])
-end
-return #ARGV - 2
-"""
 
 
 class NativeEvents:
@@ -34,8 +28,7 @@ class NativeEvents:
 
     def __init__(self, plane: DataPlane, client: redis.Redis, stream: str = PREDICTIONS) -> None:
         self._plane = plane
-        self._stream = stream
-        self._append = client.register_script(APPEND)
+        self._append = append_to(client, stream)
         self._is_closing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="native events", daemon=True)
@@ -66,7 +59,7 @@ class NativeEvents:
         while not self._stopping.is_set():
             try:
                 # what is sent twice has the same event id
-                self._append(keys=[self._stream], args=[MAX_LENGTH, FIELD, *events])
+                self._append(events)
             except (RedisError, OSError) as error:
                 log.warning("prediction events wait: %s: %s", type(error).__name__, error)
                 self._stopping.wait(wait_s)
