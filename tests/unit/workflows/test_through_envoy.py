@@ -43,7 +43,7 @@ from tests.unit.workflows.rollout.test_activities import Peers, bought
 SPEC = RolloutSpec(
     model="",
     candidate=2,
-    steps=[Step(1_000, 0.5, 50), Step(5_000, 0.5, 100)],
+    steps=[Step(2_000, 0.5, 50)],
     bake_s=0.3,
     guards=[Guard(ceiling=0.2)],
     poll_s=0.2,
@@ -210,7 +210,8 @@ async def test_an_equal_version_is_promoted(temporal, running, flaky):
 
 async def test_a_version_that_fails_goes_back_and_its_calls_are_counted(temporal, running, flaky):
     status, peers = await rolled(temporal, running, flaky, {"1": RARE, "2": OFTEN}, "a-and-b")
-    assert (status.state, status.reason) == ("ROLLED_BACK", "CANDIDATE_WORSE")
+    assert status.state == "ROLLED_BACK"
+    assert status.reason.startswith("CANDIDATE_WORSE")  # whether or not a record is on its way
     traffic = await running.get()
     assert [(w.version, w.weight) for w in traffic.weights] == [(1, 10_000)]
     exposed = flaky.first_attempts(2)
