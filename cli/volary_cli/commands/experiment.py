@@ -27,7 +27,7 @@ app = typer.Typer(
         "Compare versions on a metric of the business, or on a model's accuracy.\n\n"
         "Callers are drawn once and stay with their arm; the interval holds whenever one looks, so "
         "an experiment ends as soon as it knows. Production answers every call before and after. "
-        "Outcomes are told to monitor (`RecordOutcomes`) by prediction id."
+        "Outcomes are told to monitor (`RecordOutcomes`) by the reply's `volary_prediction_id`."
     ),
 )
 Model = Annotated[str, typer.Argument(help="Model id.")]
