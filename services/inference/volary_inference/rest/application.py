@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import Counter
 from volary_kit.errors import (
     Internal,
@@ -26,7 +26,6 @@ from volary_inference.rest.routes import MODEL, ROUTES, VERSION, Route
 from volary_inference.rest.upstream import Upstream
 
 log = logging.getLogger(__name__)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFIX = "/v2"
 ALIVE = "/livez"  # of this process alone: the protocol's own probes ask the server behind it
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -176,7 +175,7 @@ def _require_local(request: web.Request) -> None:
         raise PermissionDenied("NOT_LOCAL", "shared memory is for callers on this machine")
 
 
-def _answering(seen: Counter) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _answering(seen: Counter) -> Middleware:
     """Return the middleware that answers every error as JSON and counts every reply."""
 
     @web.middleware

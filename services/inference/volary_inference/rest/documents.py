@@ -6,7 +6,6 @@ import base64
 import json
 from typing import Any, NoReturn
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from volary_kit.errors import InvalidArgument
 
@@ -65,13 +64,13 @@ def plain(message: Message, *, is_whole: bool = False) -> Document:
     return found
 
 
-def _scalars(field: FieldDescriptor, value: Any) -> object:
+def _scalars(field: Any, value: Any) -> object:
     if field.is_repeated:
         return [_scalar(field, each) for each in value]
     return _scalar(field, value)
 
 
-def _scalar(field: FieldDescriptor, value: Any) -> object:
+def _scalar(field: Any, value: Any) -> object:
     if field.enum_type is not None:
         return field.enum_type.values_by_number[value].name
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value

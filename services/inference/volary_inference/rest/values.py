@@ -73,7 +73,7 @@ def data_of(raw: bytes, datatype: str, shape: Sequence[int], field: str) -> list
     tensor = from_raw("", datatype, shape, raw, field)
     if kind.is_bytes:
         try:
-            return [str(each, "utf-8") for each in to_values(tensor)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return [str(each, "utf-8") for each in to_values(tensor)]  # pyright: ignore[reportArgumentType]
         except UnicodeDecodeError:
             raise _binary_only("a string is not UTF-8", field) from None
     if not is_finite(tensor):
