@@ -42,6 +42,7 @@ from volary_inference.native.composition import (
     engine_name,
     loader_of,
 )
+from volary_inference.reply_store import RedisReplies
 from volary_inference.settings import InferenceSettings
 from volary_inference.shared_memory import Regions
 from volary_inference.stream import PredictionStream, redis_client
@@ -66,7 +67,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     handler = control.ControlHandler(versions, ring, armable, engine_name(native))
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
-    keeper = _keeper(kit, versions, journal, native)
+    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
+    keeper = _keeper(kit, versions, journal, native, residence)
     regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
     repository = Repository(keeper, versions, asyncio.get_running_loop())
     extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
@@ -74,7 +76,7 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     attachment = _attachment(kit, data, versions, keeper, file, engine_name(native))
     keeper.on_change(attachment.wake)
     _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
-    collector = EngineCollector(versions, ring)
+    collector = EngineCollector(versions, ring, residence)
     kit.registry.register(collector)
     stream = _stream(settings, ring)
     if native is not None:
@@ -99,7 +101,11 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
 
 
 def _keeper(
-    kit: Kit, versions: Versions, journal: RunJournal, native: NativeEngine | None
+    kit: Kit,
+    versions: Versions,
+    journal: RunJournal,
+    native: NativeEngine | None,
+    residence: Residence,
 ) -> Keeper:
     """Accuse what ran when the process before crashed, then begin a journal of this one's runs."""
     settings = kit.settings
@@ -112,10 +118,16 @@ def _keeper(
     packages = RegistryPackages(
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
-    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
     plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
-    loader = loader_of(kit, native, journal, residence, plans)
+    loader = loader_of(kit, native, journal, residence, plans, _replies(kit))
     return Keeper(versions, packages, loader, trials, kit.clock)
+
+
+def _replies(kit: Kit) -> RedisReplies | None:
+    settings = kit.settings
+    if settings.redis_url is None:
+        return None
+    return RedisReplies(settings.redis_url, settings.response_cache_timeout_s, kit.clock)
 
 
 def _is_in_production(versions: Versions, key: VersionKey) -> bool:

@@ -50,6 +50,9 @@ class InferenceSettings(ServiceSettings, service="inference"):
     # asked for. 0: no bound
     memory_budget_bytes: int = Field(default=0, ge=0)
 
+    # how long a look at the kept replies may take; after that it is a miss
+    response_cache_timeout_s: float = Field(default=0.005, gt=0, le=1)
+
     gateway_address: str | None = None
     registry_address: str | None = None
     features_address: str | None = None
