@@ -100,6 +100,7 @@ def rest_cluster(name: str, host_port: str) -> Cluster:
     cluster = fixed_cluster(name, host_port)
     options = http_protocol_options_pb2.HttpProtocolOptions()
     options.explicit_http_config.http_protocol_options.CopyFrom(protocol_pb2.Http1ProtocolOptions())
+    options.retry_policy.CopyFrom(retries())
     cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(pack(options))
     return cluster
 

@@ -26,10 +26,7 @@ DEFAULT_SCOPE = "-"
 SCOPE_HEADER = "volary-scope"
 ASIDE = "/aside"
 BRAKE = "brake"  # runtime keys: this, a dot, and the cluster whose share it is
-# a translator is a process that is back in a second; a body that stalls is given up
-REST_RETRIES = 3
-REST_RETRY_BASE_S = 0.2
-REST_IDLE_S = 60
+REST_IDLE_S = 60  # a body that stalls is given up
 # the Lua filter reads this to tell a known model from an unknown one
 NOT_FOUND = 404
 LUA = "lua"  # short: it stands in every push
@@ -113,15 +110,8 @@ def _scope(key: str) -> scoped_route_pb2.ScopedRouteConfiguration:
 
 def _to_rest() -> Route:
     """Send V2 over HTTP to its translators; their own gRPC calls have the deadlines."""
-    policy = route_components_pb2.RetryPolicy(
-        retry_on="connect-failure,reset", num_retries=UInt32Value(value=REST_RETRIES)
-    )
-    policy.retry_back_off.base_interval.CopyFrom(seconds(REST_RETRY_BASE_S))
     action = RouteAction(
-        cluster=REST_CLUSTER,
-        timeout=seconds(0),
-        idle_timeout=seconds(REST_IDLE_S),
-        retry_policy=policy,
+        cluster=REST_CLUSTER, timeout=seconds(0), idle_timeout=seconds(REST_IDLE_S)
     )
     match = route_components_pb2.RouteMatch(
         prefix=REST, headers=[header_is("volary-service", "rest")]
