@@ -31,6 +31,17 @@ class Cache(Strict):
     entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
 
 
+class ResponseCache(Strict):
+    """Answer the same input of the same version with the reply that it had, for `max_age`.
+
+    Opt-in: the reply says that it is no new one, and what is kept is in Redis. `max_bytes` bounds
+    one reply; a longer one is not kept.
+    """
+
+    max_age: Annotated[DurationUs, Field(gt=0)] = parse_us("10m")
+    max_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 64 << 10
+
+
 class Fallback(Strict):
     """What answers when the model cannot, in this order; nothing declared: the call fails.
 
@@ -68,6 +79,7 @@ class Serving(Strict):
     features: list[str] = Field(default_factory=list)
     fallback: Fallback = Fallback()
     breaker: Breaker | None = None
+    response_cache: ResponseCache | None = None
     bands: list[Band] = Field(default_factory=list)
     reasons: dict[str, Code] = Field(default_factory=dict)  # reason code by feature
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REQUIREMENTS = ("tritonclient[grpc]==2.62.0", "numpy<3")
+REQUIREMENTS = ("tritonclient[grpc,http]==2.62.0", "numpy<3")
 CACHE = Path(__file__).parents[2] / ".cache"
 INSTALL_S = 180
 

@@ -21,6 +21,7 @@ from volary_cli.launcher.engines import (
     TemporalEngine,
 )
 from volary_cli.launcher.folder import MeshFolder
+from volary_cli.launcher.http_probe import HttpProbe
 from volary_cli.launcher.identities import LAUNCHER, Identities
 from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.orphans import mark
@@ -37,7 +38,7 @@ from volary_cli.launcher.services import (
 )
 from volary_cli.launcher.settings import LauncherSettings
 
-ENVOY = "envoy"
+ENVOY, REST = "envoy", "rest"
 BOOTSTRAP = Path(__file__).parents[3] / "deploy" / "compose" / "envoy-bootstrap.yaml"
 
 
@@ -99,7 +100,7 @@ class Mesh:
         Raises ConfigurationError, PortTakenError, EngineError.
         """
         self._identities.make(identity_names())
-        for name in identity_names():
+        for name in (*identity_names(), REST):
             self._folder.service(name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for index, row in enumerate(SERVICES):
             self._surroundings.environment(row, self._ports.service(index), "0")
@@ -118,7 +119,7 @@ class Mesh:
         for index, row in enumerate(SERVICES):
             built.append(self._surroundings.component(row, self._ports.service(index)))
         built += [self.replica(index) for index in range(self._options.replicas)]
-        built.append(self._envoy())
+        built += [self._rest(), self._envoy()]
         names = {component.name for component in built}
         built = [self._with_api_key(c) if c.name == "gateway" else c for c in built]
         return tuple(replace(c, needs=tuple(n for n in c.needs if n in names)) for c in built)
@@ -151,6 +152,7 @@ class Mesh:
             addresses=at | {"inference": address(first[DATA])},
             edge=address(plan.at(ports.ENVOY)),
             edge_admin=address(plan.at(ports.ENVOY_ADMIN)),
+            rest=address(plan.at(ports.REST)),
             has_failpoints=self._options.has_failpoints,
         )
 
@@ -222,6 +224,30 @@ class Mesh:
             ),
             is_ready=HealthProbe(address(uses[DATA])),
             version=lambda: version_of("volary-cli"),
+        )
+
+    def _rest(self) -> Component:
+        """Return who turns V2 over HTTP into gRPC: it calls back the edge that called it."""
+        uses = {DATA: self._ports.at(ports.REST), METRICS: self._ports.at(ports.REST_METRICS)}
+        environment = {
+            "VOLARY_REST_PORT": str(uses[DATA]),
+            "VOLARY_REST_METRICS_PORT": str(uses[METRICS]),
+            "VOLARY_REST_UPSTREAM_ADDRESS": self._surroundings.edge,
+            "VOLARY_REST_OTLP_ENDPOINT": self._surroundings.otlp_endpoint,
+            "VOLARY_REST_DATA_DIR": str(self._folder.service(REST)),
+        }
+        return Component(
+            name=REST,
+            kind=Kind.EDGE,
+            needs=("gateway",),
+            ports=uses,
+            command=lambda: Command(
+                argv=(sys.executable, "-m", "volary_inference.rest"),
+                folder=self._folder.service(REST),
+                env=environment | mark(self._folder.root),
+            ),
+            is_ready=HttpProbe(uses[DATA], "/livez"),
+            version=lambda: version_of("volary-inference"),
         )
 
     def _envoy(self) -> Component:

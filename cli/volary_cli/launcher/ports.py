@@ -12,6 +12,7 @@ from volary_cli.launcher.loopback import LOOPBACK, is_taken
 
 DATA, CONTROL, METRICS = "data", "control", "metrics"
 ENVOY, ENVOY_ADMIN, POSTGRES, REDIS, TEMPORAL, TEMPORAL_UI, TEMPORAL_METRICS = range(7)
+REST, REST_METRICS = 7, 8
 FIRST_SERVICE, FIRST_REPLICA, EACH = 10, 50, 3
 MAX_REPLICAS = 16  # the last port of the last replica is base + 97
 

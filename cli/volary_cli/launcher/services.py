@@ -54,7 +54,7 @@ class Surroundings:
     """What every service of a mesh is told about the rest of it.
 
     `addresses` are of the peers by name; `edge` is Envoy's client address,
-    `edge_admin` that of its admin server.
+    `edge_admin` that of its admin server, `rest` who turns V2 over HTTP into gRPC.
     """
 
     folder: MeshFolder
@@ -66,6 +66,7 @@ class Surroundings:
     addresses: Mapping[str, str]
     edge: str
     edge_admin: str
+    rest: str
     has_failpoints: bool
 
     def component(
@@ -101,6 +102,7 @@ class Surroundings:
             "issuing_key_file": self.identities.key_file(ISSUER),
             "issuing_key_id": ISSUER,
             "envoy_credential_file": self.folder.envoy_credential,
+            "rest_address": self.rest,
             "envoy_listen": self.edge,
             "envoy_admin": self.edge_admin,
             "data_dir": self._data_dir(row, instance),

@@ -138,6 +138,7 @@ def edge_of(settings: GatewaySettings) -> Edge:
     services = {peer: address for peer, address in peers_of(settings).items() if address}
     own = settings.advertised_address or f"{settings.host}:{settings.port}"
     services["gateway"] = own
+    rest = services.pop("rest", "")  # speaks no gRPC: it turns into it
     return Edge(
         listen=settings.envoy_listen,
         jwks=_edge_jwks(settings),
@@ -145,6 +146,7 @@ def edge_of(settings: GatewaySettings) -> Edge:
         methods=edge_methods(),
         services=services,
         otlp=_host_port(settings.otlp_endpoint),
+        rest=rest,
         fallback=f"{own.rpartition(':')[0]}:{settings.fallback_port}"
         if settings.fallback_port
         else "",

@@ -34,3 +34,4 @@ class GatewaySettings(ServiceSettings, service="gateway"):
     registry_address: str | None = None
     monitor_address: str | None = None
     workflows_address: str | None = None
+    rest_address: str | None = None  # who turns V2 over HTTP into gRPC

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from volary_inference.domain.events import EventRing
+from volary_inference.domain.guarding import Guard
 from volary_inference.domain.statistics import Snapshot
 from volary_inference.domain.versions import Version, Versions
+from volary_inference.lifecycle.residence import Residence
 
 LABELS = ["project", "model", "version"]
 
@@ -18,9 +20,10 @@ LABELS = ["project", "model", "version"]
 class EngineCollector(Collector):
     """Reads the statistics of each version at the moment of a scrape."""
 
-    def __init__(self, versions: Versions, ring: EventRing) -> None:
+    def __init__(self, versions: Versions, ring: EventRing, residence: Residence) -> None:
         self._versions = versions
         self._ring = ring
+        self._residence = residence
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the engine."""
@@ -31,6 +34,8 @@ class EngineCollector(Collector):
         ]
         yield _by_reason("volary_batches_closed", "Batches, by why they were closed", seen)
         yield from _totals(seen)
+        yield from _guards(version for version in self._versions.all() if version.serving)
+        yield from self._memory()
         dropped = CounterMetricFamily(
             "volary_prediction_events_dropped", "Events that found the ring full"
         )
@@ -39,6 +44,15 @@ class EngineCollector(Collector):
         queued = GaugeMetricFamily("volary_prediction_events_queued", "Events in the ring")
         queued.add_metric([], len(self._ring))
         yield queued
+
+    def _memory(self) -> Iterator[Metric]:
+        evicted = CounterMetricFamily(
+            "volary_graphs_evicted", "Graphs that were forgotten for want of memory"
+        )
+        evicted.add_metric([], self._residence.evictions)
+        held = GaugeMetricFamily("volary_graphs_held_bytes", "What graphs under a budget hold")
+        held.add_metric([], self._residence.bytes_held)
+        yield from (evicted, held)
 
 
 Seen = list[tuple[list[str], Snapshot]]
@@ -56,6 +70,30 @@ def _by_reason(name: str, text: str, seen: Seen) -> CounterMetricFamily:
     return family
 
 
+def _guards(versions: Iterable[Version]) -> Iterator[Metric]:
+    """Yield what stands around the versions that declare it."""
+    is_open = GaugeMetricFamily(
+        "volary_breaker_open", "1 while a version is left in peace", labels=LABELS
+    )
+    looks = CounterMetricFamily(
+        "volary_response_cache_looks", "Looks for a kept reply", labels=[*LABELS, "outcome"]
+    )
+    kept = CounterMetricFamily(
+        "volary_response_cache_troubles", "Looks and replies lost", labels=[*LABELS, "reason"]
+    )
+    for version in versions:
+        guard = version.serving.guard if version.serving is not None else Guard()
+        if guard.breaker is not None:
+            is_open.add_metric(_labels(version), float(guard.breaker.is_open))
+        if guard.responses is not None:
+            counts = guard.responses.counts()
+            looks.add_metric([*_labels(version), "hit"], counts.hits.count)
+            looks.add_metric([*_labels(version), "miss"], counts.misses.count)
+            kept.add_metric([*_labels(version), "store_away"], counts.away)
+            kept.add_metric([*_labels(version), "reply_too_large"], counts.too_large)
+    yield from (is_open, looks, kept)
+
+
 def _totals(seen: Seen) -> Iterator[CounterMetricFamily]:
     calls = CounterMetricFamily("volary_infer_calls", "Calls", labels=[*LABELS, "outcome"])
     rows = CounterMetricFamily("volary_infer_rows", "Rows that ran", labels=LABELS)
@@ -64,7 +102,12 @@ def _totals(seen: Seen) -> Iterator[CounterMetricFamily]:
     dropped = CounterMetricFamily(
         "volary_infer_dropped", "Calls that never ran", labels=[*LABELS, "reason"]
     )
+    tiers = CounterMetricFamily(
+        "volary_infer_fallbacks", "Answers that the model did not give", labels=[*LABELS, "tier"]
+    )
     for labels, snapshot in seen:
+        for tier, count in snapshot.tiers.items():
+            tiers.add_metric([*labels, tier], count)
         calls.add_metric([*labels, "success"], snapshot.success.count)
         calls.add_metric([*labels, "failure"], snapshot.failure.count)
         rows.add_metric(labels, snapshot.rows)
@@ -72,4 +115,4 @@ def _totals(seen: Seen) -> Iterator[CounterMetricFamily]:
         queue.add_metric(labels, snapshot.queue.seconds)
         for reason, count in snapshot.dropped.items():
             dropped.add_metric([*labels, reason], count)
-    yield from (calls, rows, run, queue, dropped)
+    yield from (calls, rows, run, queue, dropped, tiers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -13,7 +13,7 @@ from volary.inference.v1 import control_service_pb2_grpc, prediction_service_pb2
 from volary_kit.errors import VolaryError
 from volary_kit.registration import Servicer
 from volary_kit.resources import Resources
-from volary_kit.server import AioServer
+from volary_kit.server import AioServer, Listener
 from volary_kit.service import Service
 from volary_kit.statuses import ERRORS, code_of
 
@@ -26,6 +26,7 @@ from volary_inference.domain.versions import Versions
 from volary_inference.feature_source import FeatureSource
 from volary_inference.handlers import control, prediction, v2
 from volary_inference.handlers.v2_extensions import ExtendedV2Handler, V2Extensions
+from volary_inference.lifecycle import trial
 from volary_inference.lifecycle.attachment import Attachment, Reporter
 from volary_inference.lifecycle.crashes import Crashes, RunJournal
 from volary_inference.lifecycle.desired import Desired, DesiredFile
@@ -33,7 +34,6 @@ from volary_inference.lifecycle.keeper import Keeper
 from volary_inference.lifecycle.packages import RegistryPackages
 from volary_inference.lifecycle.repository import Repository
 from volary_inference.lifecycle.residence import Residence
-from volary_inference.lifecycle.trial import Limits, Trials
 from volary_inference.measures import EngineCollector
 from volary_inference.native.composition import (
     DataListener,
@@ -42,6 +42,7 @@ from volary_inference.native.composition import (
     engine_name,
     loader_of,
 )
+from volary_inference.reply_store import RedisReplies
 from volary_inference.settings import InferenceSettings
 from volary_inference.shared_memory import Regions
 from volary_inference.stream import PredictionStream, redis_client
@@ -66,7 +67,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     handler = control.ControlHandler(versions, ring, armable, engine_name(native))
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
-    keeper = _keeper(kit, versions, journal, native)
+    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
+    keeper = _keeper(kit, versions, journal, native, residence)
     regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
     repository = Repository(keeper, versions, asyncio.get_running_loop())
     extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
@@ -74,17 +76,18 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     attachment = _attachment(kit, data, versions, keeper, file, engine_name(native))
     keeper.on_change(attachment.wake)
     _remember(keeper, file, is_alone=not kit.channels.is_configured("gateway"))
-    collector = EngineCollector(versions, ring)
+    collector = EngineCollector(versions, ring, residence)
     kit.registry.register(collector)
     stream = _stream(settings, ring)
     if native is not None:
         native.start(versions, failpoints)
     try:
-        yield Service(
-            readiness=[keeper.is_warm],
-            background=[attachment.run] if kit.channels.is_configured("gateway") else [],
-            listeners=[data, _control_server(kit, handler)],
-        )
+        async with _rest(kit, data) as rest:
+            yield Service(
+                readiness=[keeper.is_warm],
+                background=[attachment.run] if kit.channels.is_configured("gateway") else [],
+                listeners=[data, _control_server(kit, handler), *rest],
+            )
     finally:
         await keeper.close()
         if native is not None:
@@ -98,7 +101,11 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
 
 
 def _keeper(
-    kit: Kit, versions: Versions, journal: RunJournal, native: NativeEngine | None
+    kit: Kit,
+    versions: Versions,
+    journal: RunJournal,
+    native: NativeEngine | None,
+    residence: Residence,
 ) -> Keeper:
     """Accuse what ran when the process before crashed, then begin a journal of this one's runs."""
     settings = kit.settings
@@ -106,15 +113,21 @@ def _keeper(
     for digest in journal.suspects():
         log.warning("%s ran when the process before crashed: %d times", digest, crashes.add(digest))
     journal.open()
-    limits = Limits(settings.trial_memory_bytes, settings.trial_timeout_s)
-    trials = Trials(crashes, limits, settings.max_batch_rows)
+    limits = trial.Limits(settings.trial_memory_bytes, settings.trial_timeout_s)
+    trials = trial.Trials(crashes, limits, settings.max_batch_rows)
     packages = RegistryPackages(
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
-    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
     plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
-    loader = loader_of(kit, native, journal, residence, plans)
+    loader = loader_of(kit, native, journal, residence, plans, _replies(kit))
     return Keeper(versions, packages, loader, trials, kit.clock)
+
+
+def _replies(kit: Kit) -> RedisReplies | None:
+    settings = kit.settings
+    if settings.redis_url is None:
+        return None
+    return RedisReplies(settings.redis_url, settings.response_cache_timeout_s, kit.clock)
 
 
 def _is_in_production(versions: Versions, key: VersionKey) -> bool:
@@ -187,6 +200,23 @@ def _data_server(
         address=None if native is None else native.address,
     )
     return server if native is None else native.listener(server)
+
+
+@asynccontextmanager
+async def _rest(kit: Kit, data: DataListener) -> AsyncIterator[Sequence[Listener]]:
+    """Speak V2 over HTTP for this replica alone, where a port is set; calls go to its data port."""
+    settings = kit.settings
+    if settings.rest_port is None:
+        yield ()
+        return
+    from volary_inference.rest.application import Limits  # a server that few replicas run
+    from volary_inference.rest.service import listening
+
+    limits = Limits(settings.rest_max_body_bytes, settings.rest_max_json_bytes)
+    async with listening(
+        kit, settings.rest_port, lambda: settings.address or str(data.address), limits
+    ) as listener:
+        yield (listener,)
 
 
 def _control_server(kit: Kit, handler: control.ControlHandler) -> AioServer:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from volary_kit.settings import ServiceSettings
 
+from volary_inference.rest.settings import MAX_BODY_BYTES, MAX_JSON_BYTES
+
 
 class InferenceSettings(ServiceSettings, service="inference"):
     """The data listener is on `port`, the control listener on `control_port`.
@@ -14,11 +16,15 @@ class InferenceSettings(ServiceSettings, service="inference"):
     `instance` names the replica, stable over its restarts. `address` is what others reach the
     data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
     `engine` says who answers on `port`: `python`, `native` (an error where it is not built), or
-    `auto`, which is `python` today.
+    `auto`, which is `python` today. With `rest_port` V2 is spoken over HTTP too, for this replica
+    alone; 0 takes a free port, None none.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)
     address: str | None = None
+    rest_port: int | None = Field(default=None, ge=0, le=65_535)
+    rest_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1_024)
+    rest_max_json_bytes: int = Field(default=MAX_JSON_BYTES, ge=1_024)
     failpoints: bool = False
     engine: Literal["auto", "native", "python"] = "auto"
     threads: int = Field(default=64, ge=1, le=1_024)
@@ -43,6 +49,9 @@ class InferenceSettings(ServiceSettings, service="inference"):
     # what graphs may hold in memory; beyond it the least recently used are forgotten until they are
     # asked for. 0: no bound
     memory_budget_bytes: int = Field(default=0, ge=0)
+
+    # how long a look at the kept replies may take; after that it is a miss
+    response_cache_timeout_s: float = Field(default=0.005, gt=0, le=1)
 
     gateway_address: str | None = None
     registry_address: str | None = None

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, StringConstraints
 from volary_cli.launcher import declared
 from volary_cli.launcher.services import INFERENCE, SERVICES
+from volary_inference.rest.settings import RestSettings
 from volary_kit.documents import Strict
 from volary_kit.settings import prefix_of
 
@@ -67,7 +68,7 @@ def compose() -> Compose:
 
 
 def test_every_service_of_the_mesh_is_there_and_runs_something(compose: Compose) -> None:
-    assert {row.name for row in SERVICES} | {INFERENCE.name, "envoy", "traces"} <= set(
+    assert {row.name for row in SERVICES} | {INFERENCE.name, "envoy", "rest", "traces"} <= set(
         compose.services
     )
     for name, service in compose.services.items():
@@ -117,6 +118,16 @@ def test_every_setting_is_one_that_its_service_declares(compose: Compose) -> Non
         known = {f"{row.name}_address" for row in SERVICES if row.name != "workflows"}
         assert peers & known <= given.keys(), f"{name} is not told where its peers are"
         declared.environment(name, given)
+
+
+def test_the_translators_settings_are_declared_and_lead_back_to_the_edge(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in compose.services["rest"].environment.items():
+        monkeypatch.setenv(key, value)
+    settings = RestSettings.read()
+    listen = compose.services["gateway"].environment["VOLARY_GATEWAY_ENVOY_LISTEN"]
+    assert settings.upstream_address.rpartition(":")[2] == listen.rpartition(":")[2]
 
 
 def test_a_peer_is_looked_for_where_it_listens(compose: Compose) -> None:

@@ -40,7 +40,7 @@ def test_every_component_is_there_and_can_be_ordered(folder: MeshFolder) -> None
     names = {component.name for component in components}
     assert names == ENGINES | {
         "traces", "registry", "ingest", "features", "trainer", "monitor", "gateway",
-        "workflows", "inference-0", "inference-1", "envoy",
+        "workflows", "inference-0", "inference-1", "envoy", "rest",
     }  # fmt: skip
     assert {each.name for each in components if each.kind is Kind.ENGINE} == ENGINES
     first, *_, last = levels(components)

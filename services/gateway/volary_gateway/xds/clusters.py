@@ -95,6 +95,16 @@ def fixed_cluster(name: str, host_port: str) -> Cluster:
     )
 
 
+def rest_cluster(name: str, host_port: str) -> Cluster:
+    """Return the cluster of the translators from HTTP: HTTP/1.1, one address or a name of many."""
+    cluster = fixed_cluster(name, host_port)
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.explicit_http_config.http_protocol_options.CopyFrom(protocol_pb2.Http1ProtocolOptions())
+    options.retry_policy.CopyFrom(retries())
+    cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(pack(options))
+    return cluster
+
+
 def _endpoint(at: address_pb2.Address) -> endpoint_components_pb2.LbEndpoint:
     return endpoint_components_pb2.LbEndpoint(endpoint=endpoint_components_pb2.Endpoint(address=at))
 

@@ -16,6 +16,10 @@ OPERATIONS = "/google.longrunning.Operations/"
 CONTROL_PLANE = "gateway-control"  # in the bootstrap: ADS and ALS
 INFERENCE_CLUSTER = "inference"  # any replica that is attached
 TELEMETRY_CLUSTER = "telemetry"
+REST_CLUSTER = "rest"  # the translators from HTTP, which call back
+
+REST = "/v2"  # begins every path of V2 over HTTP, and no gRPC method's
+REST_OPEN = (f"{REST}/health/live", f"{REST}/health/ready")  # as the calls that they stand for
 
 
 class RouteKind(StrEnum):
@@ -55,6 +59,7 @@ class Edge:
     methods: tuple[Method, ...]
     services: Mapping[str, str] = field(default_factory=dict)
     otlp: str = ""
+    rest: str = ""  # who turns V2 over HTTP into gRPC; empty: nobody
     fallback: str = ""  # who answers for models without a living replica; empty: nobody
 
 

@@ -27,9 +27,10 @@ from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 from google.rpc import error_details_pb2
 
 from volary_gateway.xds import limits, revocations
-from volary_gateway.xds.edge import TELEMETRY_CLUSTER, Edge, Method, RouteKind
+from volary_gateway.xds.edge import REST_OPEN, TELEMETRY_CLUSTER, Edge, Method, RouteKind
 from volary_gateway.xds.logs import attempt_log, refusal_log
 from volary_gateway.xds.packing import address, ads, grpc_cluster, pack, seconds
+from volary_gateway.xds.rest import besides_rest, local_replies
 from volary_gateway.xds.routes import LUA, SCOPE_HEADER
 from volary_gateway.xds.scripts import admission, routing, version_field
 
@@ -75,6 +76,8 @@ def _connections(edge: Edge) -> Hcm:
         stream_idle_timeout=seconds(0),  # every method has its own deadline
         access_log=[refusal_log()],
     )
+    if edge.rest:
+        connections.local_reply_config.CopyFrom(local_replies())
     connections.early_header_mutation_extensions.add(
         name="envoy.http.early_header_mutation.header_mutation",
         typed_config=pack(_forged_headers()),
@@ -105,15 +108,23 @@ def _filters(edge: Edge) -> list[HttpFilter]:
     services = edge.services.keys()
     return [
         _filter("envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()),
-        _filter("envoy.filters.http.grpc_json_transcoder", _transcoding(edge)),
+        _transcoder(edge),
         _filter(revocations.JWT_FILTER, _credentials(edge)),
         HttpFilter(name=revocations.NAME, config_discovery=revocations.revocations_source()),
-        _script("volary.admit", admission(edge.methods)),
+        _script("volary.admit", admission(edge.methods, has_rest=bool(edge.rest))),
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script(LUA, routing(edge.methods, services)),
         HttpFilter(name=limits.NAME, config_discovery=limits.limits_source()),
         _filter("envoy.filters.http.router", router_pb2.Router(upstream_log=[attempt_log()])),
     ]
+
+
+def _transcoder(edge: Edge) -> HttpFilter:
+    """Return the transcoder, which refuses what is no method: V2 over HTTP passes it by."""
+    name = "envoy.filters.http.grpc_json_transcoder"
+    return (
+        besides_rest(name, _transcoding(edge)) if edge.rest else _filter(name, _transcoding(edge))
+    )
 
 
 def _transcoding(edge: Edge) -> transcoder_pb2.GrpcJsonTranscoder:
@@ -168,15 +179,16 @@ def _credentials(edge: Edge) -> jwt_pb2.JwtAuthentication:
         payload_in_metadata=revocations.JWT_CLAIMS,
         jwt_cache_config=jwt_pb2.JwtCacheConfig(jwt_cache_size=JWT_CACHE),
     )
-    rules = [_open(method) for method in edge.methods if method.is_anonymous]
+    rules = [_open(method.path) for method in edge.methods if method.is_anonymous]
+    rules += [_open(path) for path in REST_OPEN if edge.rest]
     everything = route_components_pb2.RouteMatch(prefix="/")
     needed = jwt_pb2.JwtRequirement(provider_name=ISSUER)
     rules.append(jwt_pb2.RequirementRule(match=everything, requires=needed))
     return jwt_pb2.JwtAuthentication(providers={ISSUER: provider}, rules=rules)
 
 
-def _open(method: Method) -> jwt_pb2.RequirementRule:
-    return jwt_pb2.RequirementRule(match=route_components_pb2.RouteMatch(path=method.path))
+def _open(path: str) -> jwt_pb2.RequirementRule:
+    return jwt_pb2.RequirementRule(match=route_components_pb2.RouteMatch(path=path))
 
 
 def _extraction(edge: Edge) -> extraction_pb2.GrpcFieldExtractionConfig:

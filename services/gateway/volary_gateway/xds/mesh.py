@@ -16,8 +16,14 @@ from volary_gateway.domain.limits import Limit
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Cause, Traffic
 from volary_gateway.xds import snapshot as xds
-from volary_gateway.xds.clusters import endpoints, fixed_cluster, replica_cluster, version_cluster
-from volary_gateway.xds.edge import INFERENCE_CLUSTER, TELEMETRY_CLUSTER, Edge
+from volary_gateway.xds.clusters import (
+    endpoints,
+    fixed_cluster,
+    replica_cluster,
+    rest_cluster,
+    version_cluster,
+)
+from volary_gateway.xds.edge import INFERENCE_CLUSTER, REST_CLUSTER, TELEMETRY_CLUSTER, Edge
 from volary_gateway.xds.limits import NAME as LIMITS
 from volary_gateway.xds.limits import limits
 from volary_gateway.xds.listener import EDGE_LISTENER, edge_listener
@@ -251,9 +257,11 @@ def _edge_part(
     fixed = [fixed_cluster(service_cluster(name), at) for name, at in edge.services.items()]
     if edge.otlp:
         fixed.append(fixed_cluster(TELEMETRY_CLUSTER, edge.otlp))
+    if edge.rest:
+        fixed.append(rest_cluster(REST_CLUSTER, edge.rest))
     anywhere = resource(INFERENCE_CLUSTER, replica_cluster(INFERENCE_CLUSTER))
     at = endpoints(INFERENCE_CLUSTER, replicas)
-    default, scope = default_routes(edge.services), default_scope()
+    default, scope = default_routes(edge.services, has_rest=bool(edge.rest)), default_scope()
     return {
         xds.CLUSTER: (anywhere, *(resource(cluster.name, cluster) for cluster in fixed)),
         xds.ENDPOINTS: (resource(INFERENCE_CLUSTER, at, salt=anywhere.version),),

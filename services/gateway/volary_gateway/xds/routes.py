@@ -16,7 +16,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import MissingKey, Segment, Stickiness, Traffic, Weight
-from volary_gateway.xds.edge import INFERENCE_CLUSTER
+from volary_gateway.xds.edge import INFERENCE_CLUSTER, REST, REST_CLUSTER
 from volary_gateway.xds.packing import has_header, header_is, seconds, set_headers
 
 Route = route_components_pb2.Route
@@ -26,6 +26,7 @@ DEFAULT_SCOPE = "-"
 SCOPE_HEADER = "volary-scope"
 ASIDE = "/aside"
 BRAKE = "brake"  # runtime keys: this, a dot, and the cluster whose share it is
+REST_IDLE_S = 60  # a body that stalls is given up
 # the Lua filter reads this to tell a known model from an unknown one
 NOT_FOUND = 404
 LUA = "lua"  # short: it stands in every push
@@ -77,7 +78,9 @@ def default_scope() -> scoped_route_pb2.ScopedRouteConfiguration:
     return _scope(DEFAULT_SCOPE)
 
 
-def default_routes(services: Iterable[str]) -> route_pb2.RouteConfiguration:
+def default_routes(
+    services: Iterable[str], *, has_rest: bool = False
+) -> route_pb2.RouteConfiguration:
     """Return the routes of calls that belong to no model, by the service that answers them.
 
     The first filter has let through only the methods that the contract opens, and named the
@@ -85,6 +88,8 @@ def default_routes(services: Iterable[str]) -> route_pb2.RouteConfiguration:
     """
     routes = [_to_service("inference", INFERENCE_CLUSTER)]
     routes += [_to_service(service, service_cluster(service)) for service in sorted(services)]
+    if has_rest:
+        routes.insert(0, _to_rest())
     host = route_components_pb2.VirtualHost(name="default", domains=["*"], routes=routes)
     return route_pb2.RouteConfiguration(name=DEFAULT_SCOPE, virtual_hosts=[host])
 
@@ -101,6 +106,17 @@ def _scope(key: str) -> scoped_route_pb2.ScopedRouteConfiguration:
         route_configuration_name=key,
         key=scope.Key(fragments=[scope.Key.Fragment(string_key=key)]),
     )
+
+
+def _to_rest() -> Route:
+    """Send V2 over HTTP to its translators; their own gRPC calls have the deadlines."""
+    action = RouteAction(
+        cluster=REST_CLUSTER, timeout=seconds(0), idle_timeout=seconds(REST_IDLE_S)
+    )
+    match = route_components_pb2.RouteMatch(
+        prefix=REST, headers=[header_is("volary-service", "rest")]
+    )
+    return Route(name=REST_CLUSTER, match=match, metadata=KNOWN, route=action)
 
 
 def _to_service(service: str, cluster: str) -> Route:

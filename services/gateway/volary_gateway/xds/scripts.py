@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 
-from volary_gateway.xds.edge import INFERENCE, Method, RouteKind
+from volary_gateway.xds.edge import INFERENCE, REST, Method, RouteKind
 from volary_gateway.xds.routes import ASIDE
 
 
-def admission(methods: Iterable[Method]) -> str:
+def admission(methods: Iterable[Method], *, has_rest: bool = False) -> str:
     """Return the script that runs before the message is read."""
-    return "\n".join((_methods(methods), _text("status.lua"), _text("admit.lua")))
+    prefix = f'"{REST}"' if has_rest else "nil"
+    rest = f"local REST = {prefix}\n"
+    return "\n".join((_methods(methods), rest, _text("status.lua"), _text("admit.lua")))
 
 
 def routing(methods: Iterable[Method], services: Iterable[str]) -> str:

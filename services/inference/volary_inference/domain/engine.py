@@ -6,11 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from volary_kit.clock import Clock
-from volary_kit.errors import Cancelled, DeadlineExceeded, Internal, OutOfRange, VolaryError
+from volary_kit.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    OutOfRange,
+    Unavailable,
+    VolaryError,
+)
 from volary_kit.waiting import about_to_wait
 
 from volary_inference.domain.batching import RunFailed, Ticket
@@ -45,6 +53,12 @@ class Engine(Protocol):
         """
         ...
 
+    def instead(
+        self, request: InferRequest, known: Mapping[str, float], error: VolaryError
+    ) -> InferReply:
+        """Return what a declared tier answers without the features; raise the error."""
+        ...
+
 
 class PythonEngine:
     """Validate, admit, batch and run in threads of this process."""
@@ -73,6 +87,11 @@ class PythonEngine:
         names = serving.signature.check_outputs(request.outputs)
         inputs = serving.signature.check(request.inputs)
         feeds = {tensor.name: tensor.array for tensor in inputs}
+        responses = serving.guard.responses
+        if responses is not None:
+            known = responses.get(request.key.name, version.digest, names, inputs)
+            if known is not None:
+                return self._again(version, serving, request, known, began_s)
         rows = inputs[0].shape[0] if inputs and serving.signature.is_batched else 1
         ticket = Ticket(feeds, rows, deadline_s)
         try:
@@ -87,12 +106,61 @@ class PythonEngine:
             if instead is None:
                 self._record(version, request, ticket, elapsed_s, code=self._code_of(error))
                 raise
-            reply = self._from_tier(version, serving, request, *instead)
-            self._record(version, request, ticket, elapsed_s, reply=reply)
-            return reply
+            return self._fallen_back(version, serving, request, ticket, elapsed_s, instead)
         serving.guard.answered(request, reply.outputs)
+        if responses is not None:
+            responses.put(request.key.name, version.digest, names, inputs, reply.outputs)
         elapsed_s = self._clock.monotonic_s() - began_s
         serving.statistics.answered(elapsed_s, ticket.queue_s, self._clock.now_us())
+        self._record(version, request, ticket, elapsed_s, reply=reply)
+        return reply
+
+    def instead(
+        self, request: InferRequest, known: Mapping[str, float], error: VolaryError
+    ) -> InferReply:
+        """Answer a request whose features could not be fetched by a declared tier.
+
+        `known` has the features that came with the request. Raises the error when no tier answers.
+        """
+        version, serving = self._versions.ready(request.key)
+        serving.statistics.failed(0.0)
+        away = Unavailable("FEATURES_UNAVAILABLE", "the features cannot be fetched")
+        instead = serving.guard.instead(request, away, known)
+        ticket = Ticket({}, 1, 0.0)
+        if instead is None:
+            self._record(version, request, ticket, 0.0, code=self._code_of(error))
+            raise error
+        return self._fallen_back(version, serving, request, ticket, 0.0, instead)
+
+    def _fallen_back(
+        self,
+        version: Version,
+        serving: Serving,
+        request: InferRequest,
+        ticket: Ticket,
+        elapsed_s: float,
+        instead: tuple[str, tuple[Tensor, ...]],
+    ) -> InferReply:
+        reply = self._from_tier(version, serving, request, *instead)
+        serving.statistics.fell_back(reply.provenance.tier)
+        self._record(version, request, ticket, elapsed_s, reply=reply)
+        return reply
+
+    def _again(
+        self,
+        version: Version,
+        serving: Serving,
+        request: InferRequest,
+        outputs: tuple[Tensor, ...],
+        began_s: float,
+    ) -> InferReply:
+        """Return what the version has answered to the same input; it was in no batch."""
+        ticket = Ticket({}, 1, 0.0)
+        reply = self._reply(version, serving, request, ticket, outputs)
+        provenance = replace(reply.provenance, batch_size=0, is_cached=True)
+        elapsed_s = self._clock.monotonic_s() - began_s
+        serving.statistics.answered(elapsed_s, 0.0, self._clock.now_us())
+        reply = InferReply(outputs, provenance)
         self._record(version, request, ticket, elapsed_s, reply=reply)
         return reply
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from volary_kit.expressions import Expression
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.decisions import Bands, Calibration
 from volary_inference.domain.predictions import InferRequest
+from volary_inference.domain.responses import NoStore, ReplyStore, Responses
 from volary_inference.domain.signatures import Signature
 from volary_inference.domain.tensors import Tensor
 
@@ -116,6 +117,13 @@ class Rule:
     output: str
     datatype: str
 
+    def row_of(self, known: Mapping[str, float]) -> Outputs | None:
+        """Return the input of one row of which only some columns are known; None: too few are."""
+        if not self.expression.names <= known.keys():
+            return None
+        row = [known.get(name, np.nan) for name in self.features]  # the others are never looked at
+        return (Tensor("", "FP64", np.array([row], np.float64)),)
+
     def answer(self, inputs: Outputs) -> Outputs | None:
         """Return a score a row; None where a row has no value."""
         rows = np.asarray(inputs[0].array, np.float64).reshape(-1, len(self.features)).tolist()
@@ -138,6 +146,7 @@ class Guard:
     rule: Rule | None = None
     has_none: bool = False
     calibration: Calibration | None = None
+    responses: Responses | None = None
     bands: Bands | None = None
     features: tuple[str, ...] = ()
     background: np.ndarray | None = field(default=None, repr=False)
@@ -145,7 +154,7 @@ class Guard:
     @property
     def is_plain(self) -> bool:
         """True when nothing is declared: an engine may leave the guard out."""
-        parts = (self.breaker, self.cache, self.rule, self.calibration, self.bands)
+        parts = (self.breaker, self.cache, self.rule, self.calibration, self.bands, self.responses)
         return not self.has_none and all(part is None for part in parts)
 
     def enter(self) -> None:
@@ -160,8 +169,13 @@ class Guard:
         if self.cache is not None:
             self.cache.put(_key_of(request), outputs)
 
-    def instead(self, request: InferRequest, error: VolaryError) -> tuple[str, Outputs] | None:
-        """Return the tier that answers in place of an error, and its outputs; None: none does."""
+    def instead(
+        self, request: InferRequest, error: VolaryError, known: Mapping[str, float] | None = None
+    ) -> tuple[str, Outputs] | None:
+        """Return the tier that answers in place of an error, and its outputs; None: none does.
+
+        `known` has what there is of the features where they could not be fetched.
+        """
         if self.breaker is not None and isinstance(error, FAILED):
             self.breaker.note(has_failed=True)
         if not isinstance(error, REPLACED):
@@ -171,21 +185,31 @@ class Guard:
             return TIER_CACHE, found
         asked = set(request.outputs)
         if self.rule is not None and asked <= {self.rule.output}:
-            found = self.rule.answer(request.inputs)
+            inputs = request.inputs if known is None else self.rule.row_of(known)
+            found = None if inputs is None else self.rule.answer(inputs)
             if found is not None:
                 return TIER_RULE, found
         return (TIER_NONE, ()) if self.has_none else None
 
 
-def guard_of(declared: serving.Serving, signature: Signature, clock: Clock) -> Guard:
-    """Build what a declaration asks for; raise InvalidArgument where it does not fit the graph."""
+def guard_of(
+    declared: serving.Serving,
+    signature: Signature,
+    clock: Clock,
+    store: ReplyStore | None = None,
+) -> Guard:
+    """Build what a declaration asks for; raise InvalidArgument where it does not fit the graph.
+
+    `store` keeps replies; without one a declared response cache never has any.
+    """
     declared.require_features()
-    fallback = declared.fallback
+    fallback, caching = declared.fallback, declared.response_cache
     return Guard(
         breaker=CircuitBreaker(declared.breaker, clock) if declared.breaker else None,
         cache=ReplyCache(fallback.cache, clock) if fallback.cache else None,
         rule=None if fallback.rule is None else _rule(declared, fallback.rule, signature),
         has_none=fallback.none,
+        responses=Responses(caching, store or NoStore(), clock) if caching else None,
         bands=Bands(declared.bands, declared.reasons) if declared.bands else None,
         features=tuple(declared.features),
     )

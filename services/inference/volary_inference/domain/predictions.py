@@ -145,6 +145,7 @@ class Provenance:
     backend: str
     confidence: float | None
     is_calibrated: bool = False
+    is_cached: bool = False  # the version's own reply to the same input, a while ago
     decision: Decision | None = None
 
 

@@ -46,6 +46,7 @@ class Snapshot:
     closings: dict[str, int]
     dropped: dict[str, int]
     recent_queue_s: float = 0.0
+    tiers: dict[str, int] = field(default_factory=dict)  # answers that the model did not give
 
 
 def added(one: Snapshot, other: Snapshot) -> Snapshot:
@@ -65,6 +66,7 @@ def added(one: Snapshot, other: Snapshot) -> Snapshot:
         closings=dict(Counter(one.closings) + Counter(other.closings)),
         dropped=dict(Counter(one.dropped) + Counter(other.dropped)),
         recent_queue_s=max(one.recent_queue_s, other.recent_queue_s),
+        tiers=dict(Counter(one.tiers) + Counter(other.tiers)),
     )
 
 
@@ -83,6 +85,7 @@ class Statistics:
     _closings: Counter[str] = field(default_factory=Counter)
     _dropped: Counter[str] = field(default_factory=Counter)
     _recent_queue_s: float = 0.0
+    _tiers: Counter[str] = field(default_factory=Counter)
 
     def ran(self, rows: int, seconds: float, closing: Closing) -> None:
         """Note one run of the batching thread."""
@@ -110,6 +113,11 @@ class Statistics:
         with self._lock:
             self._failure.add(elapsed_s)
 
+    def fell_back(self, tier: str) -> None:
+        """Note an answer that the model did not give."""
+        with self._lock:
+            self._tiers[tier] += 1
+
     def snapshot(self) -> Snapshot:
         """Return the counters as they are now."""
         with self._lock:
@@ -124,4 +132,5 @@ class Statistics:
                 closings=dict(self._closings),
                 dropped=dict(self._dropped),
                 recent_queue_s=self._recent_queue_s,
+                tiers=dict(self._tiers),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,14 @@ import numpy as np
 from volary.inference.v1 import prediction_service_pb2 as pb
 from volary.inference.v1 import prediction_service_pb2_grpc as rpc
 from volary_kit.calls import Call, current_call
-from volary_kit.errors import FailedPrecondition, Unavailable
+from volary_kit.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+    VolaryError,
+)
 from volary_kit.timestamps import duration_from_us, from_us, to_us
 
 from volary_inference.domain.decisions import Decision
@@ -36,6 +43,8 @@ from volary_inference.handlers.calls import (
     submitted,
 )
 
+# features did not answer, and it is not the caller's doing
+AWAY = (Unavailable, DeadlineExceeded, ResourceExhausted, Internal)
 SERVICE = "volary.inference.v1.PredictionService"
 
 
@@ -54,7 +63,10 @@ class PredictionHandler(_Servicer):
     def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         call = current_call()
         with self._asked(request, call, context) as asked:
-            reply = submitted(self._engine, asked.request, call.deadline_s)
+            if asked.away is None:
+                reply = submitted(self._engine, asked.request, call.deadline_s)
+            else:
+                reply = self._engine.instead(asked.request, asked.known, asked.away)
             asked.mark.tier = reply.provenance.tier
         return _response(reply, asked.vector, call)
 
@@ -65,6 +77,8 @@ class PredictionHandler(_Servicer):
         prediction.CopyFrom(request.prediction)
         prediction.model = request.model
         with self._asked(prediction, call, context) as asked:
+            if asked.away is not None:
+                raise asked.away
             serving, row = asked.serving, asked.request.inputs[0].array[0]
             background = background_of(serving)
             reply = submitted(self._engine, asked.request, call.deadline_s)
@@ -86,9 +100,14 @@ class PredictionHandler(_Servicer):
                 raise FailedPrecondition(
                     "FEATURE_SET_MISSING", "the version takes tensors: ask it through V2"
                 )
-            vector = self._features.read(request, version.feature_set, version.schema_hash)
+            away: VolaryError | None = None
+            try:
+                vector = self._features.read(request, version.feature_set, version.schema_hash)
+            except AWAY as error:
+                away = error  # the version may declare who answers without features
+                vector = FeatureVector((), version.feature_set, version.schema_hash)
             asked = _request(request, key, serving, vector, call, context)
-            yield _Asked(asked, serving, vector, mark)
+            yield _Asked(asked, serving, vector, mark, away, _known(request))
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,8 @@ class _Asked:
     serving: Serving
     vector: FeatureVector
     mark: Mark
+    away: VolaryError | None  # why there are no features
+    known: Mapping[str, float]  # features that came with the request
 
 
 def _request(
@@ -120,11 +141,22 @@ def _request(
     row = np.array([vector.values], np.float32)  # as the trainer rounds them
     return InferRequest(
         key=key,
-        inputs=(Tensor(name, "FP32", row),),
+        inputs=(Tensor(name, "FP32", row),) if vector.values else (),
         origin=origin_of(call),
         about=about,
         cancellation=cancellation_of(context),
     )
+
+
+def _known(request: pb.PredictRequest) -> dict[str, float]:
+    """Return the numbers among what came with the request, by the features' names."""
+    found: dict[str, float] = {}
+    for name, value in request.request_fields.items():
+        which = value.WhichOneof("kind")
+        number = getattr(value, which) if which else None
+        if isinstance(number, bool | int | float):
+            found[name] = float(number)
+    return found
 
 
 def _response(reply: InferReply, vector: FeatureVector, call: Call) -> pb.PredictResponse:
@@ -150,6 +182,7 @@ def _response(reply: InferReply, vector: FeatureVector, call: Call) -> pb.Predic
             feature_set=vector.feature_set,
             schema_hash=vector.schema_hash,
             calibrated=found.is_calibrated,
+            cached=found.is_cached,
         ),
         feature_watermark=None if vector.watermark_us is None else from_us(vector.watermark_us),
         defaulted_features=vector.defaulted,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from inference import grpc_service_pb2 as pb
 
 from volary_inference.domain.predictions import ModelKey
+from volary_inference.domain.responses import CacheCounts
 from volary_inference.domain.signatures import TensorSpec
 from volary_inference.domain.statistics import Total
 from volary_inference.domain.versions import Serving, State, Version
@@ -69,6 +70,8 @@ def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
 def statistics_of(version: Version, serving: Serving) -> pb.ModelStatistics:
     """Return what a version did since it was loaded."""
     seen = serving.snapshot()
+    responses = serving.guard.responses
+    cache = CacheCounts() if responses is None else responses.counts()
     return pb.ModelStatistics(
         name=version.key.model,
         version=str(version.key.version),
@@ -80,6 +83,8 @@ def statistics_of(version: Version, serving: Serving) -> pb.ModelStatistics:
             fail=_duration(seen.failure),
             queue=_duration(seen.queue),
             compute_infer=_duration(seen.run),
+            cache_hit=_duration(cache.hits),
+            cache_miss=_duration(cache.misses),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(total))

@@ -105,6 +105,8 @@ def fill_provenance(response: pb.ModelInferResponse, provenance: Provenance) -> 
         parameters["volary_confidence"].double_param = provenance.confidence
     if provenance.is_calibrated:
         parameters["volary_calibrated"].bool_param = True
+    if provenance.is_cached:
+        parameters["volary_cached"].bool_param = True
     if provenance.decision is not None:
         parameters["volary_reason_codes"].string_param = ",".join(provenance.decision.reason_codes)
         parameters["volary_action"].string_param = provenance.decision.action

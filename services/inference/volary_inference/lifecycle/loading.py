@@ -22,6 +22,7 @@ from volary_inference.domain.batching import Arrays, Batcher, BatchPolicy, Runne
 from volary_inference.domain.decisions import Calibration
 from volary_inference.domain.guarding import Guard, guard_of
 from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.responses import ReplyStore
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
 from volary_inference.domain.versions import Serving
@@ -43,8 +44,13 @@ class Loader:
         journal: RunJournal | None = None,
         residence: Residence | None = None,
         plans: PlanCache | None = None,
+        replies: ReplyStore | None = None,
     ) -> None:
-        """`plans` says that graphs run on TensorRT, and where its engines are kept."""
+        """`plans` says that graphs run on TensorRT, and where its engines are kept.
+
+        `replies` keeps what versions with a response cache have answered.
+        """
+        self._replies = replies
         self._policy = policy
         self._clock = clock
         self._journal = journal
@@ -89,7 +95,7 @@ class Loader:
     def guard(self, graph: Graph, package: Package) -> Guard:
         """Build what stands around the graph; raise InvalidArgument where it does not fit."""
         declared = check_data(Declared, package.serving or {}, "serving")
-        guard = guard_of(declared, graph.signature, self._clock)
+        guard = guard_of(declared, graph.signature, self._clock, self._replies)
         if package.calibration is not None:
             guard.calibration = Calibration.from_document(package.calibration)
         if package.golden is not None and len(graph.signature.inputs) == 1:

@@ -16,6 +16,7 @@ from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.responses import ReplyStore
 from volary_inference.domain.versions import Versions
 from volary_inference.lifecycle.crashes import RunJournal
 from volary_inference.lifecycle.loading import Loader
@@ -116,6 +117,7 @@ def loader_of(
     journal: RunJournal,
     residence: Residence,
     plans: PlanCache | None,
+    replies: ReplyStore | None = None,
 ) -> Loader:
     """Return what makes packages serve in the engine that runs.
 
@@ -126,5 +128,5 @@ def loader_of(
         max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / MICROS
     )
     if native is None or settings.memory_budget_bytes or plans is not None:
-        return Loader(policy, kit.clock, journal, residence, plans)
-    return NativeLoader(native.module, policy, kit.clock, journal, residence)
+        return Loader(policy, kit.clock, journal, residence, plans, replies)
+    return NativeLoader(native.module, policy, kit.clock, journal, residence, replies)

@@ -16,6 +16,7 @@ from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.failpoints import Failpoints
 from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import VersionKey
+from volary_inference.domain.responses import ReplyStore
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.signatures import Signature, TensorSpec
 from volary_inference.domain.statistics import Snapshot, Total
@@ -70,8 +71,9 @@ class NativeLoader(Loader):
         clock: Clock,
         journal: RunJournal | None = None,
         residence: Residence | None = None,
+        replies: ReplyStore | None = None,
     ) -> None:
-        super().__init__(policy, clock, journal, residence)
+        super().__init__(policy, clock, journal, residence, replies=replies)
         self._module = module
         self._batches = policy
         self._loaded: WeakKeyDictionary[Graph, NativeVersion] = WeakKeyDictionary()

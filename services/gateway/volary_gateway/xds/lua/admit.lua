@@ -20,6 +20,14 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or ""
+  if REST ~= nil and string.sub(path, 1, #REST) == REST then
+    -- over HTTP: the call that it becomes comes back here, and is limited and split then
+    headers:remove("volary-principal")
+    headers:replace("volary-scope", "-")
+    headers:replace("volary-service", "rest")
+    handle:clearRouteCache()
+    return
+  end
   local method = METHODS[path]
   if method == nil then
     refuse(handle, 12, "the method is not served here", "METHOD_UNKNOWN",
