@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.report import header, say
-from tests.chaos.rollouts import LOST, STANDS, Outcome, rollouts
+from tests.chaos.rollouts import LOST, STANDS, Loss, Outcome, rollouts
 
 PORT_BASE = 19_500
 
@@ -29,16 +29,16 @@ async def measure(states: Sequence[str], lost: Sequence[str], port_base: int) ->
         async with rollouts(Path(folder) / "mesh", port_base) as running:
             for stand in STANDS:
                 for process in lost if stand.name in states else ():
-                    outcome = await running.run(stand, process)
+                    outcome = await running.run(Loss(stand, process))
                     found.append(outcome)
                     say(_line(outcome))
     return found
 
 
 def _line(outcome: Outcome) -> str:
-    status, calls = outcome.status, outcome.calls
+    status, calls, (loss,) = outcome.status, outcome.calls, outcome.losses
     text = (
-        f"{outcome.stand.name:18} {outcome.lost:14} {status.state:12} {outcome.seconds:5.1f} s  "
+        f"{loss.stand.name:18} {loss.process:14} {status.state:12} {outcome.seconds:5.1f} s  "
         f"away {outcome.back_s:4.1f} s  writes {outcome.writes}  calls {calls.calls} "
         f"hurt {calls.hurt} failed {len(calls.failed)}  attempts {outcome.seen.attempts} "
         f"unready {len(outcome.seen.unready)}"
@@ -54,10 +54,11 @@ def document(found: Sequence[Outcome], top: Sequence[str]) -> str:
     calls = sum(each.calls.calls for each in found)
     hurt = Counter[str]()
     for each in found:
-        hurt[each.lost] += each.calls.hurt
+        hurt[each.losses[0].process] += each.calls.hurt
     broken = Counter[str]()
     for each in found:
-        broken.update({f"{each.lost}: {text}": n for text, n in each.calls.broken.items()})
+        lost = each.losses[0].process
+        broken.update({f"{lost}: {text}": n for text, n in each.calls.broken.items()})
     rows = [
         "# Rollouts under faults: every process lost at every state",
         "",
@@ -85,7 +86,7 @@ def document(found: Sequence[Outcome], top: Sequence[str]) -> str:
         "| held at | " + " | ".join(LOST) + " |",
         "|---|" + "---|" * len(LOST),
     ]
-    cells = {(each.stand.name, each.lost): each for each in found}
+    cells = {(each.losses[0].stand.name, each.losses[0].process): each for each in found}
     for stand in STANDS:
         shown = [_cell(cells.get((stand.name, lost))) for lost in LOST]
         rows.append(f"| {stand.name} | " + " | ".join(shown) + " |")
