@@ -10,7 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowHandle,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.service import RPCError
 from volary_kit.testing import eventually
 from volary_workflows.failpoints import DONE, HELD
@@ -255,7 +259,7 @@ class Rollouts:
             try:
                 async with asyncio.timeout(CALL_S):
                     await handle.execute_update(word, ADA, id=word, result_type=RolloutStatus)
-            except (RPCError, TimeoutError):
+            except (RPCError, TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
                 return False
             return True
 
