@@ -110,11 +110,15 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         HOW,
         "",
         f"- {len(found)} rollouts; {sum(bool(row.problems) for row in found)} broke a promise",
-        f"- {sum(row.calls for row in found):,} calls; {sum(row.failed for row in found)} failed; "
-        f"needed another attempt of the client: {whom}",
-        f"- {sum(row.attempts for row in found):,} attempts of Envoy, held against what the "
-        f"replicas had reported: {sum(row.unready for row in found)} went to one without that "
-        "version ready",
+        (
+            f"- {sum(row.calls for row in found):,} calls; {sum(row.failed for row in found)} failed; "
+            f"needed another attempt of the client: {whom}"
+        ),
+        (
+            f"- {sum(row.attempts for row in found):,} attempts of Envoy, held against what the "
+            f"replicas had reported: {sum(row.unready for row in found)} went to one without that "
+            "version ready"
+        ),
         "",
         "Cells: how it ended, writes of traffic, seconds from start to end.",
         "",
