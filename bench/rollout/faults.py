@@ -100,6 +100,8 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         hurt[row.lost] += row.hurt
         broken.update({f"{row.lost}: {text}": n for text, n in row.broken.items()})
     whom = ", ".join(f"{n} by the loss of {lost}" for lost, n in hurt.items() if n) or "none"
+    calls, failed = sum(row.calls for row in found), sum(row.failed for row in found)
+    attempts, unready = sum(row.attempts for row in found), sum(row.unready for row in found)
     lines = [
         "# Rollouts under faults: every process lost at every state",
         "",
@@ -110,15 +112,9 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         HOW,
         "",
         f"- {len(found)} rollouts; {sum(bool(row.problems) for row in found)} broke a promise",
-        (
-            f"- {sum(row.calls for row in found):,} calls; {sum(row.failed for row in found)} failed; "
-            f"needed another attempt of the client: {whom}"
-        ),
-        (
-            f"- {sum(row.attempts for row in found):,} attempts of Envoy, held against what the "
-            f"replicas had reported: {sum(row.unready for row in found)} went to one without that "
-            "version ready"
-        ),
+        f"- {calls:,} calls; {failed} failed; needed another attempt of the client: {whom}",
+        f"- {attempts:,} attempts of Envoy were held against what the replicas had reported",
+        f"- {unready} of them went to a replica without that version ready",
         "",
         "Cells: how it ended, writes of traffic, seconds from start to end.",
         "",

@@ -91,7 +91,7 @@ async def test_a_stage_that_is_cancelled_leaves_nothing_half(time_skipping, acti
 
 
 def assert_nothing_is_half(world, status, activity):
-    """The stage's operation has ended, a version without a verdict is rejected, no traffic moved."""
+    """The operation has ended, a version without a verdict is rejected, no traffic moved."""
     _, service, method = STAGES[activity]
     assert world.running == {}
     assert [(begun.service, begun.method) for begun in world.abandoned] == [(service, method)]
