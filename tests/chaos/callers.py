@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ PAUSE_S = 0.05  # 4 callers make at most 80 calls a second: enough evidence, lit
 ATTEMPT_S = 5.0
 PATIENCE_S = 20.0  # a call that fails is made again for as long as this
 AGAIN_S = 0.05
+Infer = Callable[..., Awaitable[v2.ModelInferResponse]]
 CHANNEL = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
 
 
@@ -66,12 +67,12 @@ class Callers:
                 self._is_over = True
                 await asyncio.gather(*tasks)
 
-    async def _call_always(self, infer: object) -> None:
+    async def _call_always(self, infer: Infer) -> None:
         while not self._is_over:
             await self._call(infer)
             await asyncio.sleep(PAUSE_S)
 
-    async def _call(self, infer) -> None:
+    async def _call(self, infer: Infer) -> None:
         give_up_s = time.monotonic() + PATIENCE_S
         is_hurt = False
         while True:

@@ -67,7 +67,7 @@ class RolloutMesh:
     def __init__(self, folder: MeshFolder, port_base: int) -> None:
         self.folder = folder
         options = Options(
-            folder, LauncherSettings(), port_base, replicas=REPLICAS, has_failpoints=True
+            folder, LauncherSettings.read(), port_base, replicas=REPLICAS, has_failpoints=True
         )
         self._mesh = Mesh(options)
         self._components = {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowHandle,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.service import RPCError
 from volary_kit.testing import eventually
 from volary_workflows.failpoints import DONE, HELD
@@ -82,21 +86,25 @@ FROZEN = "worker frozen"
 NOTHING = "nothing"
 LOST = (NOTHING, "worker", FROZEN, "temporal", "gateway", "envoy", "inference")
 PROCESS = {"worker": "workflows", FROZEN: "workflows", "inference": "inference-0"}
-KEEPS_EVIDENCE = (
-    NOTHING,
-    "worker",
-    FROZEN,
-    "temporal",
-)  # without records lost no step is written anew
-PROMOTED_WRITES, ABORTED_WRITES = 5, 3  # shadow, canary, 60, bake, promote; shadow, canary, back
+# without records lost no step is written anew
+KEEPS_EVIDENCE = (NOTHING, "worker", FROZEN, "temporal")
+PROMOTED_WRITES = 5  # shadow, canary, 60, bake, promote
+ABORTED_WRITES = 3  # shadow, canary, rollback
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A process that is lost while a rollout stands somewhere."""
+
+    stand: Stand
+    process: str
 
 
 @dataclass
 class Outcome:
-    """How a rollout went in which a process was lost; `writes` are of traffic, by anybody."""
+    """How a rollout went in which processes were lost; `writes` are of traffic, by anybody."""
 
-    stand: Stand
-    lost: str
+    losses: Sequence[Loss]
     status: RolloutStatus
     seconds: float
     back_s: float
@@ -110,7 +118,16 @@ class Outcome:
     @property
     def expected(self) -> str:
         """How it would have ended."""
-        return State.ABORTED if self.stand.aborted else State.PROMOTED
+        return State.ABORTED if self.is_aborted else State.PROMOTED
+
+    @property
+    def is_aborted(self) -> bool:
+        """True when somebody told it to turn back."""
+        return any(loss.stand.aborted for loss in self.losses)
+
+    def times_lost(self, *processes: str) -> int:
+        """Return how often one of the processes was lost."""
+        return sum(loss.process in processes for loss in self.losses)
 
     @property
     def problems(self) -> list[str]:
@@ -128,26 +145,33 @@ class Rollouts:
         self._temporal = temporal
         self._callers = callers
         self._watcher = watcher
+        self._aborted = False
 
-    async def run(self, stand: Stand, lost: str) -> Outcome:
-        """Run one rollout, lose a process while it stands there, and let it go on."""
+    async def run(self, *losses: Loss) -> Outcome:
+        """Run one rollout; where it stands, lose a process and let it go on meanwhile."""
         baseline = await self._mesh.settled()
         candidate = sum(VERSIONS) - baseline
         before = (await self._mesh.now()).generation
         self._callers.turn()
         self._watcher.turn()
+        self._aborted = False
         began_s = time.monotonic()
-        self._arm(stand)
-        handle = await start_rollout(self._temporal, _spec(stand, candidate))
-        await self._until_held(stand, handle)
-        lose = self._freeze if lost == FROZEN else self._kill
-        back_s, status = await lose(PROCESS.get(lost, lost), stand, handle)
+        for loss in losses:
+            self._arm(loss.stand)
+        spec = _spec([loss.stand for loss in losses], candidate)
+        handle = await start_rollout(self._temporal, spec)
+        back_s = 0.0
+        for loss in losses:
+            await self._until_held(loss.stand, handle)
+            lose = self._freeze if loss.process == FROZEN else self._kill
+            component = PROCESS.get(loss.process, loss.process)
+            back_s = max(back_s, await lose(component, loss.stand, handle))
+        status = await self._ended(handle)
         seconds = time.monotonic() - began_s
         production = await self._mesh.settled()
         generation = (await self._mesh.now()).generation
         return Outcome(
-            stand=stand,
-            lost=lost,
+            losses=losses,
             status=status,
             seconds=seconds,
             back_s=back_s,
@@ -159,35 +183,31 @@ class Rollouts:
             seen=self._watcher.turn(),
         )
 
-    async def _kill(
-        self, component: str, stand: Stand, handle: WorkflowHandle
-    ) -> tuple[float, RolloutStatus]:
+    async def _kill(self, component: str, stand: Stand, handle: WorkflowHandle) -> float:
         """Kill, and let the rollout go on while the process is away."""
         if component == NOTHING:
             await self._release(stand, handle)
-            return 0.0, await self._ended(handle)
+            return 0.0
         began_s = time.monotonic()
         before = self._mesh.signal(component, signal.SIGKILL)
         releasing = asyncio.ensure_future(self._release(stand, handle))
         await self._mesh.back(component, before)
         back_s = time.monotonic() - began_s
         await releasing
-        return back_s, await self._ended(handle)
+        return back_s
 
-    async def _freeze(
-        self, component: str, stand: Stand, handle: WorkflowHandle
-    ) -> tuple[float, RolloutStatus]:
+    async def _freeze(self, component: str, stand: Stand, handle: WorkflowHandle) -> float:
         """Freeze, let another one end the rollout, thaw: what comes back late leaves by itself."""
         began_s = time.monotonic()
         before = self._mesh.signal(component, signal.SIGSTOP)
         second = await self._mesh.second_worker()
         await self._release(stand, handle)
-        status = await self._ended(handle)
+        await self._ended(handle)
         self._mesh.signal(component, signal.SIGCONT)
         self._mesh.signal(component, signal.SIGTERM)  # it ends what it had in hand
         await self._mesh.back(component, before)
         await self._mesh.supervisor.remove(second)
-        return time.monotonic() - began_s, status
+        return time.monotonic() - began_s
 
     def _file(self, stand: Stand) -> Path:
         return self._mesh.failpoints / f"{MODEL}.{stand.point}"
@@ -201,9 +221,10 @@ class Rollouts:
             self._file(stand).touch()
 
     async def _until_held(self, stand: Stand, handle: WorkflowHandle) -> None:
-        if stand.aborted:
+        if stand.aborted and not self._aborted:
             await self._until_state(handle, State.CANARY)
             await self._told(handle, "abort")
+            self._aborted = True
         if not stand.point:
             await self._until_state(handle, stand.state)
             return
@@ -238,7 +259,7 @@ class Rollouts:
             try:
                 async with asyncio.timeout(CALL_S):
                     await handle.execute_update(word, ADA, id=word, result_type=RolloutStatus)
-            except (RPCError, TimeoutError):
+            except (RPCError, TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
                 return False
             return True
 
@@ -266,15 +287,18 @@ async def rollouts(folder: Path, port_base: int) -> AsyncIterator[Rollouts]:
             yield Rollouts(mesh, await mesh.temporal(), callers, watcher)
 
 
-def _spec(stand: Stand, candidate: int) -> RolloutSpec:
-    spec = replace(SPEC, candidate=candidate)
-    if stand.state == State.PENDING:
-        return replace(spec, start_at_s=time.time() + 3_600)
-    if stand.state == State.AWAITING_APPROVAL:
-        return replace(spec, approval=MANUAL)
-    if stand.aborted:  # it waits in its canary for the word
-        return replace(spec, steps=[replace(spec.steps[0], min_duration_s=600.0), spec.steps[1]])
-    return spec
+def _spec(stands: Sequence[Stand], candidate: int) -> RolloutSpec:
+    states = {stand.state for stand in stands}
+    canary, last = SPEC.steps
+    if any(stand.aborted for stand in stands):
+        canary = replace(canary, min_duration_s=600.0)  # it waits there for the word
+    return replace(
+        SPEC,
+        candidate=candidate,
+        start_at_s=time.time() + 3_600 if State.PENDING in states else 0.0,
+        approval=MANUAL if State.AWAITING_APPROVAL in states else SPEC.approval,
+        steps=[canary, last],
+    )
 
 
 def _problems(seen: Outcome) -> Iterator[str]:
@@ -285,12 +309,12 @@ def _problems(seen: Outcome) -> Iterator[str]:
         yield f"version {seen.production} serves, not {seen.promised}"
     if status.generation != seen.generation:
         yield f"the rollout knows generation {status.generation} of {seen.generation}"
-    if status.state == seen.expected and seen.lost in KEEPS_EVIDENCE:
-        promised = ABORTED_WRITES if seen.stand.aborted else PROMOTED_WRITES
+    if status.state == seen.expected and seen.times_lost(*KEEPS_EVIDENCE) == len(seen.losses):
+        promised = ABORTED_WRITES if seen.is_aborted else PROMOTED_WRITES
         if seen.writes != promised:
             yield f"{seen.writes} writes of traffic, not {promised}"
     yield from (f"a call failed: {text}" for text in calls.failed)
-    most = 2 * CALLERS if seen.lost == "envoy" else 0  # each caller had one in flight
+    most = 2 * CALLERS * seen.times_lost("envoy")  # each caller had one in flight
     if calls.hurt > most:
         yield f"{calls.hurt} calls were hurt, not at most {most}: {dict(calls.broken)}"
     if not calls.calls or not watched.looks or not watched.attempts:

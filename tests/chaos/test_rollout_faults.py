@@ -1,7 +1,8 @@
 """A process is lost at each state of a rollout: it ends as it would have, or goes back.
 
-Here each process is lost once and each state is seen once; `python -m bench.rollout.faults` loses
-every process at every state, and docs/benchmarks/rollout-faults.md has what came of that.
+Here two rollouts lose a process at every state that they come through;
+`python -m bench.rollout.faults` loses every process at every state, one a rollout, and
+docs/benchmarks/rollout-faults.md has what came of that.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.chaos.rollouts import STANDS, Rollouts, rollouts
+from tests.chaos.rollouts import LOST, NOTHING, STANDS, Loss, Rollouts, rollouts
 
 PORT_BASE = 19_300
-DIAGONAL = {
-    "VALIDATING": "temporal",
+PROMOTED = {
+    "PENDING": "temporal",
+    "VALIDATING": "gateway",
+    "AWAITING_APPROVAL": "worker",
     "LOADING": "inference",
+    "STAGING": "envoy",
     "SHADOW": "worker",
-    "CANARY": "envoy",
+    "CANARY": "inference",
+    "PROGRESSING": "temporal",
+    "BAKING": "envoy",
     "PROMOTING": "gateway",
-    "UNLOADING": "worker",
 }
+ABORTED = {"ROLLING_BACK": "worker", "UNLOADING": "gateway"}
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -31,8 +37,19 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rol
         yield running
 
 
-@pytest.mark.parametrize(("name", "lost"), DIAGONAL.items())
-async def test_a_rollout_survives_the_loss_of_a_process(running: Rollouts, name: str, lost: str):
-    stand = next(each for each in STANDS if each.name == name)
-    outcome = await running.run(stand, lost)
+def losses(lost: dict[str, str]) -> list[Loss]:
+    return [Loss(stand, lost[stand.name]) for stand in STANDS if stand.name in lost]
+
+
+@pytest.mark.parametrize("lost", [PROMOTED, ABORTED], ids=["promoted", "aborted"])
+async def test_a_rollout_survives_the_loss_of_a_process_at_every_state(
+    running: Rollouts, lost: dict[str, str]
+):
+    outcome = await running.run(*losses(lost))
     assert outcome.problems == []
+
+
+def test_every_state_and_every_process_has_its_turn():
+    assert {stand.name for stand in STANDS} == PROMOTED.keys() | ABORTED.keys()
+    # a frozen worker is in tests/unit/workflows/test_worker_process.py, at every state
+    assert {*PROMOTED.values(), *ABORTED.values()} == set(LOST) - {NOTHING, "worker frozen"}

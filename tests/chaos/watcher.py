@@ -137,7 +137,9 @@ def attempts_of(admin: str) -> dict[Place, int] | None:
     found: dict[Place, int] = {}
     for cluster in clusters:
         version = VersionName.of_cluster(cluster["name"])
-        for host in cluster.get("host_statuses", []) if version else []:
+        if version is None:
+            continue
+        for host in cluster.get("host_statuses", []):
             at = host["address"]["socket_address"]
             place = (version.version, f"{at['address']}:{at['port_value']}")
             found[place] = sum(

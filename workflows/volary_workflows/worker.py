@@ -22,6 +22,7 @@ from volary_workflows.experiment.workflow import ExperimentWorkflow
 from volary_workflows.failures import CallInterceptor
 from volary_workflows.identifiers import TASK_QUEUE
 from volary_workflows.retrain.activities import RetrainActivities
+from volary_workflows.retrain.compensation import CompensationActivities
 from volary_workflows.retrain.workflow import RetrainWorkflow
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.shadow_diffs import ShadowActivities
@@ -60,6 +61,7 @@ def activities_of(channels: Channels, webhooks: Webhooks, clock: Clock) -> list[
         retrain.build_training_set,
         retrain.train,
         retrain.judge_gate,
+        CompensationActivities(channels).abandon_operation,
     ]
 
 

@@ -39,6 +39,7 @@ from volary_workflows.rollout.messages import (
 from volary_workflows.starting import start_rollout
 
 CALLS_A_LOOK = 200
+LONG_S = 300.0  # nobody waits that long: it ends a test that would never end
 DIGEST = "sha256:" + "0" * 64
 ADA = Command("principals/ada", "go on")
 STEPS = ["shadow", "canary", "50", "bake", "promote"]
@@ -274,6 +275,7 @@ async def worker(environment):
         await process.wait()
 
 
+@pytest.mark.timeout(4 * LONG_S)
 @pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 async def test_a_worker_that_is_lost_at_any_state_is_not_missed(
     temporal, temporal_address, redis_url, lost
@@ -284,14 +286,14 @@ async def test_a_worker_that_is_lost_at_any_state_is_not_missed(
         environment = environment_of(temporal_address, redis_url, address)
         async with worker(environment) as first:
             handles = {model: await start_rollout(temporal, spec_of(model)) for model in HELD}
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LONG_S):
                 await asyncio.gather(
                     *(until_held(mesh, model, handle, first) for model, handle in handles.items())
                 )
             first.send_signal(lost)
             mesh.released.set()
             async with worker(environment) as second:
-                async with asyncio.timeout(90):
+                async with asyncio.timeout(LONG_S):
                     await updated(handles["at-pending"], "skip_step")
                     await updated(handles["at-approval"], "approve")
                     ends = {model: await handle.result() for model, handle in handles.items()}
@@ -299,10 +301,10 @@ async def test_a_worker_that_is_lost_at_any_state_is_not_missed(
                 if lost is signal.SIGSTOP:
                     first.send_signal(signal.SIGCONT)
                     first.terminate()
-                    assert await asyncio.wait_for(first.wait(), 30) == 0
+                    assert await asyncio.wait_for(first.wait(), LONG_S) == 0
                 assert mesh.written == written  # what came back late wrote nothing
                 second.terminate()
-                assert await asyncio.wait_for(second.wait(), 30) == 0
+                assert await asyncio.wait_for(second.wait(), LONG_S) == 0
         assert first.returncode == (0 if lost is signal.SIGSTOP else -signal.SIGKILL)
     bad = ends.pop("at-rolling-back")
     assert (bad.state, bad.reason) == ("ROLLED_BACK", "CANDIDATE_WORSE")

@@ -168,8 +168,33 @@ class GateLook:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A stage's operation, by what it is asked with: found whether or not its reply came."""
+
+    project: str
+    service: str
+    method: str
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """An operation that was given up, empty when none had begun.
+
+    `run` and `version` are what a run left that was done before it heard of it.
+    """
+
+    operation: str = ""
+    run: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True)
 class RetrainStatus:
-    """The answer of the query `status`, and the workflow's result: what happened, in order."""
+    """The answer of the query `status`, and the workflow's result: what happened, in order.
+
+    `undone` is what was taken back of a retrain that was given up.
+    """
 
     outcome: str = Outcome.RUNNING
     stage: str = Stage.READING
@@ -185,3 +210,4 @@ class RetrainStatus:
     metrics: dict[str, float] = field(default_factory=dict)
     gate: GateLook | None = None
     rollout: RolloutStatus | None = None
+    undone: list[str] = field(default_factory=list)

@@ -29,6 +29,8 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.judge.inputs import PASS
     from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.retrain.messages import (
+        Abandoned,
+        Begun,
         BuildTask,
         Built,
         GateLook,
@@ -54,7 +56,10 @@ RETRY = RetryPolicy(
 SHORT, LONG = timedelta(minutes=1), timedelta(hours=12)
 PATIENCE = timedelta(hours=24)
 SEARCHABLE = "searchable"
-LONG_ACTIVITIES = ("pull_source", "build_training_set", "train", "judge_gate")
+COMPENSATED = "compensated"
+LONG_ACTIVITIES = (
+    "pull_source", "build_training_set", "train", "judge_gate", "abandon_operation",
+)  # fmt: skip
 
 
 @workflow.defn(name="RetrainWorkflow")
@@ -65,6 +70,7 @@ class RetrainWorkflow:
     def __init__(self, retrain: Retrain) -> None:
         self._retrain = retrain
         self._status = RetrainStatus(trigger=retrain.trigger, until_us=retrain.until_us)
+        self._begun: Begun | None = None
 
     @workflow.run
     async def run(self, retrain: Retrain) -> RetrainStatus:  # noqa: ARG002 - read in __init__
@@ -73,11 +79,31 @@ class RetrainWorkflow:
         try:
             await self._learn()
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            stage = self._status.stage
             if is_cancelled_exception(error):
-                self._end(Outcome.CANCELLED, f"cancelled while {self._status.stage}")
+                await self._give_up(Outcome.CANCELLED, f"cancelled while {stage}")
             else:
-                self._end(Outcome.FAILED, f"{self._status.stage}: {error.__cause__ or error}")
+                await self._give_up(Outcome.FAILED, f"{stage}: {error.__cause__ or error}")
         return self._status
+
+    async def _give_up(self, outcome: Outcome, reason: str) -> None:
+        """Undo what the stage had begun, then end: nothing half is left, however long it takes."""
+        if workflow.patched(COMPENSATED):
+            if self._begun is not None:
+                await self._abandon(self._begun)
+            status = self._status
+            is_passed = status.gate is not None and status.gate.verdict == PASS
+            if status.version and not is_passed:
+                await self._reject(status.model, status.version, f"not judged: {reason}")
+                self._note(undone=[*self._status.undone, f"version {status.version} rejected"])
+        self._end(outcome, reason)
+
+    async def _abandon(self, begun: Begun) -> None:
+        found: Abandoned = await self._call("abandon_operation", begun, Abandoned, None)
+        if found.operation:
+            self._note(undone=[*self._status.undone, found.operation])
+        if found.version:
+            self._note(run=found.run, version=found.version)
 
     async def _learn(self) -> None:
         plan: TrainingPlan = await self._call("read_training", self._retrain, TrainingPlan)
@@ -112,7 +138,9 @@ class RetrainWorkflow:
                 self._retrain.until_us,
                 self._request_id(f"pull/{source}"),
             )
-            pulled: Pulled = await self._call("pull_source", task, Pulled)
+            pulled: Pulled = await self._operated(
+                "ingest", "StartPull", "pull_source", task, Pulled
+            )
             self._note(pulled=[*self._status.pulled, pulled])
             if pulled.snapshot:
                 snapshots[source] = pulled.snapshot
@@ -128,8 +156,8 @@ class RetrainWorkflow:
         training = self._set_of(plan, snapshots, "train", plan.start_us, split_us, split_us)
         held_out = self._set_of(plan, snapshots, "held_out", split_us, until_us, until_us)
         return (
-            await self._call("build_training_set", training, Built),
-            await self._call("build_training_set", held_out, Built),
+            await self._built(training),
+            await self._built(held_out),
         )
 
     def _until_us(self, plan: TrainingPlan) -> int:
@@ -167,7 +195,7 @@ class RetrainWorkflow:
             self._retrain.trigger,
             self._request_id("train"),
         )
-        return await self._call("train", task, Trained)
+        return await self._operated("trainer", "StartRun", "train", task, Trained)
 
     async def _gate(self, plan: TrainingPlan, trained: Trained, held_out: Built) -> GateLook:
         until_us = self._status.until_us
@@ -183,20 +211,42 @@ class RetrainWorkflow:
             key=f"gate.v{trained.version}.{workflow.info().first_execution_run_id[-8:]}",
             request_id=self._request_id("compare"),
         )
-        return await self._call("judge_gate", task, GateLook)
+        return await self._operated("trainer", "CompareVersions", "judge_gate", task, GateLook)
+
+    async def _built(self, task: BuildTask) -> Built:
+        return await self._operated(
+            "features", "BuildTrainingSet", "build_training_set", task, Built
+        )
+
+    async def _operated(
+        self,
+        service: str,
+        method: str,
+        name: str,
+        task: PullTask | BuildTask | TrainTask | GateTask,
+        result: type,
+    ) -> Any:
+        """Run the activity of a stage, and remember the operation that it follows meanwhile."""
+        self._begun = Begun(self._retrain.project, service, method, task.request_id)
+        done = await self._call(name, task, result)
+        self._begun = None
+        return done
 
     async def _refuse(self, plan: TrainingPlan, trained: Trained, gate: GateLook) -> None:
         """Reject the version, so that nobody rolls it out by accident."""
         reason = "; ".join(gate.reasons)
+        await self._reject(plan.model, trained.version, reason)
+        self._end(Outcome.REFUSED_BY_GATE, reason)
+
+    async def _reject(self, model: str, version: int, reason: str) -> None:
         decision = ApprovalDecision(
-            Subject(self._retrain.project, plan.model, trained.version),
+            Subject(self._retrain.project, model, version),
             approved=False,
             principal="policy/gate",
             comment=reason,
             request_id=self._request_id("reject"),
         )
         await self._call("decide_approval", decision, None)
-        self._end(Outcome.REFUSED_BY_GATE, reason)
 
     async def _roll_out(self, plan: TrainingPlan, trained: Trained) -> None:
         self._note(stage=Stage.ROLLING_OUT)
@@ -226,14 +276,20 @@ class RetrainWorkflow:
             is_promoted = ended.state == State.PROMOTED
             self._end(Outcome.PROMOTED if is_promoted else Outcome.NOT_PROMOTED, ended.reason)
 
-    async def _call(self, name: str, message: Any, result: type | None) -> Any:
+    async def _call(
+        self,
+        name: str,
+        message: Any,
+        result: type | None,
+        patience: timedelta | None = PATIENCE,
+    ) -> Any:
         is_long = name in LONG_ACTIVITIES
         return await workflow.execute_activity(
             name,
             message,
             result_type=result,
             start_to_close_timeout=LONG if is_long else SHORT,
-            schedule_to_close_timeout=PATIENCE,
+            schedule_to_close_timeout=patience,
             heartbeat_timeout=HEARTBEAT,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             retry_policy=RETRY,

@@ -11,6 +11,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from volary_workflows.judge.inputs import GateRule
 from volary_workflows.retrain.messages import (
+    Abandoned,
+    Begun,
     BuildTask,
     Built,
     GateLook,
@@ -50,10 +52,14 @@ class RetrainWorld:
     rollouts: World = field(default_factory=World)
     plan: TrainingPlan = PLAN
     gate: str = "PASS"
-    train_failure: str = ""
-    is_training_endless: bool = False
-    is_training: asyncio.Event = field(default_factory=asyncio.Event)
-    was_training_cancelled: bool = False
+    failing: str = ""
+    failure: str = "NO"
+    endless: str = ""
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: list[str] = field(default_factory=list)
+    running: dict[str, str] = field(default_factory=dict)
+    late_version: int = 0
+    abandoned: list[Begun] = field(default_factory=list)
     pulls: list[PullTask] = field(default_factory=list)
     builds: list[BuildTask] = field(default_factory=list)
     trainings: list[TrainTask] = field(default_factory=list)
@@ -66,32 +72,49 @@ class RetrainWorld:
     @activity.defn
     async def pull_source(self, task: PullTask) -> Pulled:
         self.pulls.append(task)
+        await self.worked("pull_source", task.request_id)
         return Pulled(task.source, f"snapshot-of-{task.source}", 10, 90 * DAY_US)
 
     @activity.defn
     async def build_training_set(self, task: BuildTask) -> Built:
         self.builds.append(task)
+        await self.worked("build_training_set", task.request_id)
         return Built(f"projects/default/trainingSets/{len(self.builds)}", 5_000)
 
     @activity.defn
     async def train(self, task: TrainTask) -> Trained:
         self.trainings.append(task)
-        self.is_training.set()
-        if self.train_failure:
-            raise ApplicationError("no", type=self.train_failure, non_retryable=True)
-        try:
-            while self.is_training_endless:
-                activity.heartbeat()
-                await asyncio.sleep(0.05)
-        except asyncio.CancelledError:
-            self.was_training_cancelled = True
-            raise
+        await self.worked("train", task.request_id)
         return Trained("projects/default/runs/r", 2, {"auc": 0.7})
 
     @activity.defn
     async def judge_gate(self, task: GateTask) -> GateLook:
         self.gates.append(task)
+        await self.worked("judge_gate", task.request_id)
         return GateLook(self.gate, ["CODE"], ["because"], task.key, 1, 5_000)
+
+    async def worked(self, name: str, request_id: str) -> None:
+        """Follow an operation: it fails, or has no end, where the story says so."""
+        self.running[request_id] = name
+        if name == self.failing:
+            raise ApplicationError("no", type=self.failure, non_retryable=True)
+        if name == self.endless:
+            self.reached.set()
+            try:
+                while True:
+                    await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                self.cancelled.append(name)
+                raise
+        del self.running[request_id]
+
+    @activity.defn
+    async def abandon_operation(self, begun: Begun) -> Abandoned:
+        self.abandoned.append(begun)
+        name = self.running.pop(begun.request_id, "")
+        if name == "train" and self.late_version:
+            return Abandoned(f"operations/{name}", "projects/default/runs/r", self.late_version)
+        return Abandoned(f"operations/{name}" if name else "")
 
     def activities(self):
         return [
@@ -101,6 +124,7 @@ class RetrainWorld:
             self.build_training_set,
             self.train,
             self.judge_gate,
+            self.abandon_operation,
         ]
 
 
