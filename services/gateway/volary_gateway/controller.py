@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from volary_kit import outbox
@@ -118,6 +118,11 @@ class Controller:
     def traffic(self) -> tuple[Traffic, ...]:
         """The traffic of every model."""
         return tuple(sorted(self._traffic.values(), key=lambda t: t.model))
+
+    @property
+    def live(self) -> Collection[Traffic]:
+        """The traffic of every model, in no order."""
+        return self._traffic.values()
 
     def served(self, model: ModelName) -> Served:
         """Return a model's traffic as it stands; raise NotFound `TRAFFIC_NOT_FOUND`."""

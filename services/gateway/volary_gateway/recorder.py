@@ -28,6 +28,7 @@ from volary_gateway.store.evidence import Gap, StoredVariant
 log = logging.getLogger(__name__)
 FLUSH_S = 0.2
 POLL_S = 0.5
+POLL_SHARE = 50  # Envoy answers in the thread that takes pushes: of its time one part in this many
 Live = Callable[[], Iterable[Traffic]]
 
 
@@ -58,7 +59,7 @@ class Recorder:
     def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
         """Take one record; one that is no evidence is still one of Envoy's attempts."""
         if VersionName.of_cluster(cluster):
-            self._accounts.setdefault(cluster, Account()).note(ended_us)
+            self._account(cluster, self._last).note(ended_us)
             self._counts.records[cluster] += 1
         if attempt is not None:
             self._counts.add(attempt)
@@ -109,17 +110,20 @@ class Recorder:
             await asyncio.sleep(FLUSH_S)
 
     async def reconcile_always(self) -> None:
-        """Hold the records against Envoy's counters every 0.5 s, for ever."""
+        """Hold the records against Envoy's counters every 0.5 s, for ever; of a slow one less."""
         while True:
+            began_s = self._clock.monotonic_s()
             reading = await self._admin.read()
+            taken_s = self._clock.monotonic_s() - began_s
             if reading is not None:
                 self._reconcile(reading)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, POLL_SHARE * taken_s))
 
     def _reconcile(self, reading: Reading) -> None:
         last, self._last = self._last, reading
         if last is not None and reading.uptime_s < last.uptime_s:
             self._begin_again()
+            last = None
         elif last is not None and reading.dropped > last.dropped:
             self.doubt()
         now_us = self._clock.now_us()
@@ -127,14 +131,25 @@ class Recorder:
         for cluster, poll in reading.polls.items():
             version = VersionName.of_cluster(cluster)
             if version is not None:
-                account = self._accounts.setdefault(cluster, Account())
+                account = self._account(cluster, last)
                 before = account.known_lost
                 account.poll(poll)
                 verdicts.setdefault(version.parent, []).append(account.judge(now_us))
                 if account.known_lost != before:
                     self._unsaved_accounts.add(cluster)
+        for cluster, account in self._accounts.items():
+            if cluster not in reading.polls:
+                account.rest()
         for model, found in verdicts.items():
             self._conclude(model, found)
+
+    def _account(self, cluster: str, last: Reading | None) -> Account:
+        """Return a cluster's account; a new one begins at zero if the last reading said so."""
+        account = self._accounts.get(cluster)
+        if account is None:
+            is_new = last is not None and cluster not in last.polls
+            account = self._accounts[cluster] = Account(known_lost=0 if is_new else None)
+        return account
 
     def _begin_again(self) -> None:
         """Envoy died with what it had not sent; that can never be known."""
@@ -187,5 +202,10 @@ class Recorder:
             if traffic.model == model
             for version in traffic.receiving
         }
-        accounts = [self._accounts.get(cluster) for cluster in serving]
-        return all(account and account.known_lost is not None for account in accounts)
+        return all(self._is_known(cluster) for cluster in serving)
+
+    def _is_known(self, cluster: str) -> bool:
+        account = self._accounts.get(cluster)
+        if account is None:
+            return self._last is not None and cluster not in self._last.polls
+        return account.known_lost is not None

@@ -51,6 +51,11 @@ class Account:
             self.known_lost = 0
         self.polls.append(poll)
 
+    def rest(self) -> None:
+        """Take that Envoy has made no attempt since it began: all records are of another life."""
+        if self.known_lost is None:
+            self.known_lost = -self.records
+
     def judge(self, now_us: int) -> Verdict:
         """Return what the polls that are old enough say."""
         found = Verdict()
