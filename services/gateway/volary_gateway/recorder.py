@@ -59,7 +59,7 @@ class Recorder:
     def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
         """Take one record; one that is no evidence is still one of Envoy's attempts."""
         if VersionName.of_cluster(cluster):
-            self._account(cluster, self._last).note(ended_us)
+            self._account(cluster).note(ended_us)
             self._counts.records[cluster] += 1
         if attempt is not None:
             self._counts.add(attempt)
@@ -123,7 +123,6 @@ class Recorder:
         last, self._last = self._last, reading
         if last is not None and reading.uptime_s < last.uptime_s:
             self._begin_again()
-            last = None
         elif last is not None and reading.dropped > last.dropped:
             self.doubt()
         now_us = self._clock.now_us()
@@ -131,7 +130,7 @@ class Recorder:
         for cluster, poll in reading.polls.items():
             version = VersionName.of_cluster(cluster)
             if version is not None:
-                account = self._account(cluster, last)
+                account = self._account(cluster)
                 before = account.known_lost
                 account.poll(poll)
                 verdicts.setdefault(version.parent, []).append(account.judge(now_us))
@@ -143,12 +142,14 @@ class Recorder:
         for model, found in verdicts.items():
             self._conclude(model, found)
 
-    def _account(self, cluster: str, last: Reading | None) -> Account:
-        """Return a cluster's account; a new one begins at zero if the last reading said so."""
+    def _account(self, cluster: str) -> Account:
+        """Return a cluster's account; of one that has none no record was ever taken.
+
+        So whatever Envoy has counted of it by then is lost, unless it comes in time.
+        """
         account = self._accounts.get(cluster)
         if account is None:
-            is_new = last is not None and cluster not in last.polls
-            account = self._accounts[cluster] = Account(known_lost=0 if is_new else None)
+            account = self._accounts[cluster] = Account(known_lost=0)
         return account
 
     def _begin_again(self) -> None:

@@ -52,9 +52,10 @@ class Account:
         self.polls.append(poll)
 
     def rest(self) -> None:
-        """Take that Envoy has made no attempt since it began: all records are of another life."""
+        """Take that Envoy has made no attempt since it began: none is missing."""
         if self.known_lost is None:
-            self.known_lost = -self.records
+            self.forget()
+            self.known_lost = 0
 
     def judge(self, now_us: int) -> Verdict:
         """Return what the polls that are old enough say."""
@@ -64,8 +65,10 @@ class Account:
         return found
 
     def forget(self) -> None:
-        """Begin again: the counter is another process's."""
+        """Begin again: the counter is another process's, the records were the last one's."""
         self.known_lost = None
+        self.records = 0
+        self.recent.clear()
         self.polls.clear()
         self.bounds.clear()
 
