@@ -12,8 +12,10 @@ import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
+import sqlalchemy as sa
 from prometheus_client import Counter, Gauge
 from sqlalchemy import text
 from volary.events.v1 import event_pb2
@@ -29,6 +31,12 @@ BATCH = 256
 LOOK_AFTER_S = 1.0  # without a notification: after a restart, or a listener that was cut off
 RETRY_S = 0.2
 CHANNEL = "volary_outbox."  # and the schema
+OUTBOX = sa.table(
+    "kit_outbox",
+    sa.column("stream", sa.Text),
+    sa.column("event_id", sa.Text),
+    sa.column("event", sa.LargeBinary),
+)
 
 RELAYED = Counter("volary_outbox_relayed_total", "Events moved from outbox to stream")
 WAITING = Gauge("volary_outbox_waiting", "Rows found in the outbox at the last look")
@@ -53,6 +61,21 @@ async def add(transaction: Transaction, stream: str, event: event_pb2.Event) -> 
             "event": event.SerializeToString(),
         },
     )
+
+
+def published_with(written: sa.CTE, stream: str, event: event_pb2.Event) -> sa.Select[Any]:
+    """Return `written` as a statement that publishes an event for the row that it writes.
+
+    For `Database.at_once`: it gives a row if something was written, and none if not.
+    """
+    event.id = event.id or str(uuid.uuid4())
+    event.traceparent = event.traceparent or telemetry.traceparent()
+    values = sa.select(
+        sa.literal(stream), sa.literal(event.id), sa.literal(event.SerializeToString())
+    ).select_from(written)
+    added = sa.insert(OUTBOX).from_select(OUTBOX.c.keys(), values).cte("added")
+    channel = sa.literal(CHANNEL).concat(sa.func.current_schema())
+    return sa.select(sa.func.pg_notify(channel, "")).select_from(written).add_cte(added)
 
 
 async def add_all(transaction: Transaction, stream: str, events: Sequence[event_pb2.Event]) -> None:

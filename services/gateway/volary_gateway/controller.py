@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from volary_kit import outbox
@@ -87,6 +87,7 @@ class Controller:
         self._admin = admin
         self._clock = clock
         self._traffic: dict[ModelName, Traffic] = {}
+        self._written_by: dict[ModelName, str] = {}  # the request behind each model's traffic
         self._unsaved: set[str] = set()
         self._writing = asyncio.Lock()
         self._saving = asyncio.Lock()
@@ -110,7 +111,9 @@ class Controller:
         """Read the state back and serve it: the same state gives the same snapshot."""
         lease_until_us = self._clock.now_us() + LEASE_US
         async with self._database.read() as transaction:
-            self._traffic = {t.model: t for t in await traffic_rows.every(transaction)}
+            stored = await traffic_rows.every(transaction)
+            self._traffic = {traffic.model: traffic for traffic, _ in stored}
+            self._written_by = {traffic.model: request_id for traffic, request_id in stored}
             self._revoked = await identity_rows.revoked(transaction, self._clock.now_us())
             self.limits = await edge_rows.every_limit(transaction)
             self.fallbacks.update(await edge_rows.every_fallback(transaction))
@@ -123,6 +126,11 @@ class Controller:
     def traffic(self) -> tuple[Traffic, ...]:
         """The traffic of every model."""
         return tuple(sorted(self._traffic.values(), key=lambda t: t.model))
+
+    @property
+    def live(self) -> Collection[Traffic]:
+        """The traffic of every model, in no order."""
+        return self._traffic.values()
 
     def served(self, model: ModelName) -> Served:
         """Return a model's traffic as it stands; raise NotFound `TRAFFIC_NOT_FOUND`."""
@@ -158,17 +166,46 @@ class Controller:
         async with self._writing:
             # what the write relies on must outlive this process as the write does
             await self._save_replicas()
-            async with self._database.transaction() as transaction:
-                after, written_by = await traffic_rows.lock(transaction, model)
-                if not request_id or written_by != request_id:
-                    before, now_us = after, self._clock.now_us()
-                    after = decide(before, self._is_ready(model), now_us)
-                    self._plane.check(self._built.with_traffic(after).snapshot)
-                    await self._save(transaction, before, after, request_id)
+            after = await self._written_at_once(model, request_id, decide)
+            if after is None:
+                after, request_id = await self._written_under_lock(model, request_id, decide)
             # also when an earlier attempt wrote it and never knew
-            self._traffic[model] = after
+            self._traffic[model], self._written_by[model] = after, request_id
             self._serve(self._built.with_traffic(after))
             return after, self._plane.snapshot
+
+    async def _written_at_once(
+        self, model: ModelName, request_id: str, decide: Decide
+    ) -> Traffic | None:
+        """Write what follows from the state in memory, unless the rows say otherwise.
+
+        None when that is for the database to say: a refusal, another production version.
+        """
+        before = self._traffic.get(model, Traffic(model))
+        if request_id and self._written_by.get(model) == request_id:
+            return before
+        try:
+            after = decide(before, self._is_ready(model), self._clock.now_us())
+        except VolaryError:
+            return None
+        if after.production != before.production:
+            return None
+        self._plane.check(self._built.with_traffic(after).snapshot)
+        event = traffic_event(after)
+        is_written = await traffic_rows.write(self._database, before, after, request_id, event)
+        return after if is_written else None
+
+    async def _written_under_lock(
+        self, model: ModelName, request_id: str, decide: Decide
+    ) -> tuple[Traffic, str]:
+        async with self._database.transaction() as transaction:
+            before, written_by = await traffic_rows.lock(transaction, model)
+            if request_id and written_by == request_id:
+                return before, written_by
+            after = decide(before, self._is_ready(model), self._clock.now_us())
+            self._plane.check(self._built.with_traffic(after).snapshot)
+            await self._save(transaction, before, after, request_id)
+            return after, request_id
 
     async def _save(
         self, transaction: Transaction, before: Traffic, after: Traffic, request_id: str
@@ -181,15 +218,16 @@ class Controller:
     async def _seen_at_the_edge(self, model: ModelName, decide: Decide, timeout_s: float) -> None:
         """Wait until Envoy finds a healthy host in each cluster that gets its first traffic.
 
-        Before the write and outside of its lock: nobody who rolls back waits for it. A write
-        that will be refused is left to the write itself.
+        Before the write and outside of its lock: nobody who rolls back waits for it, and the way
+        back to production is not asked for at all. A write that will be refused is left to the
+        write itself.
         """
         before = self._traffic.get(model, Traffic(model))
         try:
             after = decide(before, self._is_ready(model), self._clock.now_us())
         except VolaryError:
             return
-        fresh = sorted(after.receiving - before.receiving)
+        fresh = sorted(after.receiving - before.receiving - {before.production})
         clusters = [VersionName.of(model, version).cluster for version in fresh]
         # the host of a fallback is always healthy and is no replica
         spare = int(bool(self._edge.fallback) and model in self.fallbacks)

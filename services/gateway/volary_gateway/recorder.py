@@ -28,6 +28,7 @@ from volary_gateway.store.evidence import Gap, StoredVariant
 log = logging.getLogger(__name__)
 FLUSH_S = 0.2
 POLL_S = 0.5
+POLL_SHARE = 50  # Envoy answers in the thread that takes pushes: of its time one part in this many
 Live = Callable[[], Iterable[Traffic]]
 
 
@@ -58,7 +59,7 @@ class Recorder:
     def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
         """Take one record; one that is no evidence is still one of Envoy's attempts."""
         if VersionName.of_cluster(cluster):
-            self._accounts.setdefault(cluster, Account()).note(ended_us)
+            self._account(cluster).note(ended_us)
             self._counts.records[cluster] += 1
         if attempt is not None:
             self._counts.add(attempt)
@@ -109,12 +110,14 @@ class Recorder:
             await asyncio.sleep(FLUSH_S)
 
     async def reconcile_always(self) -> None:
-        """Hold the records against Envoy's counters every 0.5 s, for ever."""
+        """Hold the records against Envoy's counters every 0.5 s, for ever; of a slow one less."""
         while True:
+            began_s = self._clock.monotonic_s()
             reading = await self._admin.read()
+            taken_s = self._clock.monotonic_s() - began_s
             if reading is not None:
                 self._reconcile(reading)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, POLL_SHARE * taken_s))
 
     def _reconcile(self, reading: Reading) -> None:
         last, self._last = self._last, reading
@@ -128,7 +131,7 @@ class Recorder:
         for cluster, poll in reading.polls.items():
             version = VersionName.of_cluster(cluster)
             if version is not None:
-                account = self._accounts.setdefault(cluster, Account())
+                account = self._account(cluster)
                 before = account.known_lost
                 account.poll(poll)
                 verdict = account.judge(now_us)
@@ -137,8 +140,21 @@ class Recorder:
                 verdicts.setdefault(version.parent, []).append(verdict)
                 if account.known_lost != before:
                     self._unsaved_accounts.add(cluster)
+        for cluster, account in self._accounts.items():
+            if cluster not in reading.polls:
+                account.rest()
         for model, found in verdicts.items():
             self._conclude(model, found)
+
+    def _account(self, cluster: str) -> Account:
+        """Return a cluster's account; of one that has none no record was ever taken.
+
+        So whatever Envoy has counted of it by then is lost, unless it comes in time.
+        """
+        account = self._accounts.get(cluster)
+        if account is None:
+            account = self._accounts[cluster] = Account(known_lost=0)
+        return account
 
     def _begin_again(self) -> None:
         """Envoy died with what it had not sent; that can never be known."""
@@ -208,5 +224,10 @@ class Recorder:
             if traffic.model == model
             for version in traffic.receiving
         }
-        accounts = [self._accounts.get(cluster) for cluster in serving]
-        return all(account and account.known_lost is not None for account in accounts)
+        return all(self._is_known(cluster) for cluster in serving)
+
+    def _is_known(self, cluster: str) -> bool:
+        account = self._accounts.get(cluster)
+        if account is None:
+            return self._last is not None and cluster not in self._last.polls
+        return account.known_lost is not None

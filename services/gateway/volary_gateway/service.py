@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -59,10 +60,11 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
     plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
     listing = _revocation_list(settings)
     controller = Controller(database, plane, edge_of(settings), admin, clock, listing)
-    recorder = Recorder(database, admin, clock, live=lambda: controller.traffic)
+    recorder = Recorder(database, admin, clock, live=lambda: controller.live)
     controller.on_unload(lambda version: recorder.forget(version.cluster))
     await controller.load()
     await recorder.load()
+    gc.freeze()  # what is known of thousands of models lives on: no collection looks at it again
     background: list[Callable[[], Awaitable[None]]] = [
         controller.watch_leases,
         recorder.flush_always,

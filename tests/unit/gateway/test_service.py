@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import grpc
 import pytest
+from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.rpc import error_details_pb2, status_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
@@ -520,3 +521,11 @@ async def test_other_tenants_traffic_does_not_exist(running: Mesh):
     request = traffic_service_pb2.GetTrafficRequest(name="projects/other/models/flights/traffic")
     call = running.traffic.GetTraffic(request, metadata=running.as_service(), timeout=5)
     assert (await reason_of(call))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_state_of_the_world_form_of_discovery_is_refused_by_name(started: Mesh):
+    stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(started.direct("test"))
+    call = stub.StreamAggregatedResources(metadata=started.as_service("gateway"), timeout=5)
+    await call.write(discovery_pb2.DiscoveryRequest(type_url="any"))
+    assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "StreamAggregatedResources" in await call.details()

@@ -6,8 +6,10 @@ import asyncio
 import time
 
 import pytest
+import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert
 from volary.events.v1 import event_pb2
 from volary_kit import outbox
 from volary_kit.database import Database
@@ -138,3 +140,32 @@ async def until(redis: Redis, length: int) -> None:
     async with asyncio.timeout(10):
         while await redis.xlen(STREAM) < length:
             await asyncio.sleep(0.002)
+
+
+async def test_statement_of_its_own_publishes_for_the_row_that_it_writes(database, redis, relay):
+    async with database.transaction() as transaction:
+        await transaction.execute(text("CREATE TABLE lamp (name text PRIMARY KEY, turn int)"))
+    lamp = sa.table("lamp", sa.column("name", sa.Text), sa.column("turn", sa.Integer))
+
+    async def turn(before: int) -> bool:
+        statement = insert(lamp).values(name="hall", turn=before + 1)
+        written = statement.on_conflict_do_update(
+            index_elements=["name"], set_={"turn": before + 1}, where=lamp.c.turn == before
+        )
+        event = event_pb2.Event(id=str(before + 1))
+        cte = written.returning(lamp.c.turn).cte("written")
+        return bool(await database.at_once(outbox.published_with(cte, STREAM, event)))
+
+    assert [await turn(0), await turn(0), await turn(1)] == [True, False, True]
+    assert await relay.step() == 2
+    assert await published(redis) == ["1", "2"]
+
+
+async def test_statement_of_its_own_is_apart_from_a_failing_transaction(database, redis, relay):
+    one = sa.select(sa.literal(1).label("one")).cte("written")
+    with pytest.raises(RuntimeError):
+        async with database.enlisting():
+            await database.at_once(outbox.published_with(one, STREAM, event_pb2.Event(id="1")))
+            raise RuntimeError
+    await relay.step()
+    assert await published(redis) == ["1"]

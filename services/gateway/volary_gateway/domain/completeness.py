@@ -56,6 +56,12 @@ class Account:
             self.known_lost = 0
         self.polls.append(poll)
 
+    def rest(self) -> None:
+        """Take that Envoy has made no attempt since it began: none is missing."""
+        if self.known_lost is None:
+            self.forget()
+            self.known_lost = 0
+
     def judge(self, now_us: int) -> Verdict:
         """Return what the polls that are old enough say."""
         found = Verdict()

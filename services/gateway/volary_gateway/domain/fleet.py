@@ -67,13 +67,16 @@ class Replica:
 
     @property
     def essence(self) -> tuple[object, ...]:
-        """What of it decides about endpoints, and is kept over a restart of gateway."""
+        """What of it decides about endpoints, and is kept over a restart of gateway.
+
+        Holding the mapping itself: a report that repeats the last one costs no comparison.
+        """
         return (
             self.address,
             self.incarnation,
             self.is_draining,
             self.engine,
-            tuple(sorted(self.versions.items(), key=lambda pair: pair[0])),
+            self.versions,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 
 from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
 from volary_kit.calls import current_call
@@ -48,8 +49,9 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
             reading.cancel()
 
     async def _read(self, requests: AsyncIterator[replica_service_pb2.AttachRequest]) -> None:
+        reports = _Reports()
         async for request in requests:
-            await self._controller.report(_replica(request))
+            await self._controller.report(reports.read(request))
 
     async def LoadVersion(
         self, request: replica_service_pb2.LoadVersionRequest, context: Context
@@ -105,6 +107,22 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
         )
 
 
+class _Reports:
+    """The reports of one stream: most repeat the one before, of thousands of versions."""
+
+    def __init__(self) -> None:
+        self._last: tuple[bytes, Replica] | None = None
+
+    def read(self, request: replica_service_pb2.AttachRequest) -> Replica:
+        """Return the replica as it reports; the same mapping of versions while that is the same."""
+        queue_us = duration_us(request.queue_time)
+        request.ClearField("queue_time")
+        told = request.SerializeToString(deterministic=True)
+        if self._last is None or self._last[0] != told:
+            self._last = (told, _replica(request))
+        return replace(self._last[1], queue_us=queue_us)
+
+
 def _replica(request: replica_service_pb2.AttachRequest) -> Replica:
     return Replica(
         id=request.replica_id,
@@ -118,7 +136,6 @@ def _replica(request: replica_service_pb2.AttachRequest) -> Replica:
         revision=request.revision,
         is_draining=request.draining,
         engine=request.engine,
-        queue_us=duration_us(request.queue_time),
     )
 
 

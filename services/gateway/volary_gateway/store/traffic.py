@@ -6,7 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from volary_kit.database import Transaction
+from volary.events.v1 import event_pb2
+from volary_kit import outbox
+from volary_kit.database import Database, Transaction
+from volary_kit.streams import TRAFFIC_EVENTS
 
 from volary_gateway.domain.names import ModelName
 from volary_gateway.domain.traffic import (
@@ -42,10 +45,32 @@ async def save(transaction: Transaction, traffic: Traffic, request_id: str) -> N
     )
 
 
-async def every(transaction: Transaction) -> list[Traffic]:
-    """Return the traffic of all models."""
+async def write(
+    database: Database, before: Traffic, after: Traffic, request_id: str, event: event_pb2.Event
+) -> bool:
+    """Write a model's traffic and its event if the row is as it was before, in one round trip.
+
+    Returns False when it is not: somebody wrote, or a write of our own was never known.
+    """
+    values = _row(after) | {"request_id": request_id}
+    written = (
+        insert(table)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=["project", "model"],
+            set_=values,
+            where=table.c.generation == before.generation,
+        )
+        .returning(table.c.generation)
+        .cte("written")
+    )
+    return bool(await database.at_once(outbox.published_with(written, TRAFFIC_EVENTS, event)))
+
+
+async def every(transaction: Transaction) -> list[tuple[Traffic, str]]:
+    """Return the traffic of all models, each with the request that wrote it."""
     rows = await transaction.execute(sa.select(table).order_by(table.c.project, table.c.model))
-    return [_traffic(row) for row in rows.mappings()]
+    return [(_traffic(row), row["request_id"]) for row in rows.mappings()]
 
 
 def _is(model: ModelName) -> sa.ColumnElement[bool]:

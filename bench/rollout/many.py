@@ -1,0 +1,238 @@
+"""A mesh of thousands of models behind one Envoy: gateway as it is deployed, with its Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import sqlalchemy as sa
+from inference import grpc_service_pb2 as v2
+from inference import grpc_service_pb2_grpc as v2_grpc
+from volary.gateway.v1 import (
+    replica_pb2,
+    replica_service_pb2,
+    replica_service_pb2_grpc,
+    traffic_pb2,
+    traffic_service_pb2,
+    traffic_service_pb2_grpc,
+)
+from volary_cli.launcher.engines import PostgresEngine
+from volary_cli.launcher.engines import free_port as engine_port
+from volary_cli.launcher.engines import running as engine_running
+from volary_gateway import tables
+from volary_gateway.domain.names import ModelName
+from volary_gateway.domain.traffic import TOTAL, Traffic, Weight
+from volary_gateway.store import traffic as traffic_rows
+from volary_kit.database import Database
+from volary_kit.migrations import migrate, migrations_of
+
+from tests.unit.gateway.mesh import DIGEST, Mesh, mesh
+from tests.unit.gateway.rig import free_port
+
+PASSWORD = "bench"  # noqa: S105 - of an engine that lives for a minute on loopback
+PROJECT = "default"
+REPORT_S = 3.0
+READY_S = 200.0
+CALL_S = 10.0
+
+
+@asynccontextmanager
+async def database(folder: Path) -> AsyncIterator[str]:
+    """Run a Postgres with gateway's tables; a write is durable before it is answered."""
+    engine = PostgresEngine(folder / "postgres", engine_port(), PASSWORD)
+    async with engine_running(engine, folder / "postgres.log"):
+        await migrate(engine.url(), "gateway", migrations_of("volary_gateway"))
+        yield engine.url()
+
+
+@asynccontextmanager
+async def replica() -> AsyncIterator[str]:
+    """Run a replica as a process; give its address."""
+    port = free_port()
+    process = start_replica(port)
+    try:
+        await until_answers(f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start_replica(port: int) -> subprocess.Popen[bytes]:
+    """Start a replica process on a port."""
+    return subprocess.Popen([sys.executable, "-m", "bench.rollout.replica", str(port)])
+
+
+async def until_answers(address: str) -> None:
+    """Wait until somebody listens."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 60)
+
+
+def names(models: int) -> list[ModelName]:
+    """Return the names of so many models."""
+    return [ModelName(PROJECT, f"m{n:04d}") for n in range(models)]
+
+
+async def seed(url: str, models: Iterable[ModelName]) -> None:
+    """Store two versions of each model, the first in production."""
+    stored = Database(url, "gateway")
+    wanted = [
+        {"project": name.project, "model": name.model, "version": version, "digest": DIGEST}
+        for name in models
+        for version in (1, 2)
+    ]
+    async with stored.transaction() as transaction:
+        await transaction.execute(sa.insert(tables.desired_versions), wanted)
+        for name in models:
+            traffic = Traffic(name, 1, (Weight(1, TOTAL - 1), Weight(2, 1)), production=1)
+            await traffic_rows.save(transaction, traffic, "")
+    await stored.close()
+
+
+class Attached:
+    """A replica that has both versions of every model ready."""
+
+    def __init__(self, running: Mesh, address: str, models: Iterable[ModelName]) -> None:
+        self._running = running
+        self._report = replica_service_pb2.AttachRequest(
+            replica_id="replica-0",
+            address=address,
+            incarnation="one",
+            versions=[
+                replica_pb2.LoadedVersion(
+                    project=name.project,
+                    model=name.model,
+                    version=version,
+                    digest=DIGEST,
+                    state=replica_pb2.VERSION_STATE_READY,
+                )
+                for name in models
+                for version in (1, 2)
+            ],
+        )
+
+    async def attach(self) -> None:
+        """Report for as long as the task lives."""
+        channel = self._running.direct("inference")
+        await asyncio.wait_for(channel.channel_ready(), READY_S)
+        stub = replica_service_pb2_grpc.ReplicaServiceStub(channel)
+        stream = stub.Attach(metadata=self._running.as_service("inference"))
+        while True:
+            await stream.write(self._report)
+            await asyncio.sleep(REPORT_S)
+
+
+class Steps:
+    """Changes of one model at a time, timed until a caller meets the other version."""
+
+    def __init__(self, running: Mesh, models: list[ModelName]) -> None:
+        self.models = models
+        self._generation = dict.fromkeys(models, 1)
+        self._leading = dict.fromkeys(models, 1)
+        self._edge = v2_grpc.GRPCInferenceServiceStub(running.edge())
+        self._key = running.api_key()
+        self._traffic = traffic_service_pb2_grpc.TrafficServiceStub(running.direct("bench"))
+        self._token = running.as_service()
+
+    async def begin(self) -> None:
+        """Wait until every cluster is there: the last one is that of the last model."""
+        for name in (self.models[0], self.models[-1]):
+            await self.until_served_by(name, 1)
+
+    async def step(self, at: int) -> float:
+        """Turn a model's traffic round; return the seconds until a call met the other version."""
+        name = self.models[at % len(self.models)]
+        version = 3 - self._leading[name]
+        request = traffic_service_pb2.SetTrafficRequest(
+            name=f"{name}/traffic",
+            expected_generation=self._generation[name],
+            weights=[
+                traffic_pb2.Weight(version=version, weight=TOTAL - 1),
+                traffic_pb2.Weight(version=3 - version, weight=1),
+            ],
+            rollout=f"projects/{PROJECT}/rollouts/r1",
+            step="canary",
+            cause=traffic_pb2.CAUSE_STEP,
+            production_version=1,
+        )
+        began = time.perf_counter()
+        writing = self._traffic.SetTraffic(request, metadata=self._token, timeout=CALL_S)
+        return await self._timed(name, version, began, writing)
+
+    async def brake(self, at: int) -> float:
+        """Take everything from a candidate; return the seconds until a call met production."""
+        name = self.models[at % len(self.models)]
+        if self._leading[name] == 1:
+            await self.step(at)
+        request = traffic_service_pb2.BrakeRequest(name=f"{name}/traffic", version=2, weight=0)
+        began = time.perf_counter()
+        writing = self._traffic.Brake(request, metadata=self._token, timeout=CALL_S)
+        return await self._timed(name, 1, began, writing)
+
+    async def _timed(
+        self, name: ModelName, version: int, began: float, writing: grpc.aio.Call
+    ) -> float:
+        await self.until_served_by(name, version)
+        taken = time.perf_counter() - began
+        written = await writing
+        if not written.in_effect:
+            raise AssertionError(f"the push is not in effect: {written}")
+        self._generation[name], self._leading[name] = written.generation, version
+        return taken
+
+    async def until_served_by(self, name: ModelName, version: int) -> None:
+        """Call until a version answers."""
+        request = v2.ModelInferRequest(model_name=name.model)
+        end = time.monotonic() + READY_S
+        while True:
+            call = self._edge.ModelInfer(request, metadata=self._key, timeout=CALL_S)
+            try:
+                if (await call).model_version == str(version):
+                    return
+            except grpc.aio.AioRpcError:
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Many:
+    """A running mesh of many models."""
+
+    running: Mesh
+    steps: Steps
+    replica: str
+
+    @property
+    def edge(self) -> str:
+        """Where Envoy listens."""
+        return f"127.0.0.1:{self.running.edge_port}"
+
+    def received(self) -> int:
+        """Return the bytes that the control plane has sent to Envoy, frames and all."""
+        name = "cluster.gateway-control.upstream_cx_rx_bytes_total"
+        return self.running.envoy.stats(name)[name]
+
+
+@asynccontextmanager
+async def mesh_of_many(folder: Path, models: int) -> AsyncIterator[Many]:
+    """Run a mesh of so many models on one replica."""
+    known = names(models)
+    async with database(folder) as url, replica() as address:
+        await seed(url, known)
+        async with mesh(folder, url, []) as running:
+            attaching = asyncio.create_task(Attached(running, address, known).attach())
+            many = Many(running, Steps(running, known), address)
+            try:
+                await many.steps.begin()
+                yield many
+            finally:
+                attaching.cancel()

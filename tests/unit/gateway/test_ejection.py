@@ -1,0 +1,150 @@
+"""What a real Envoy does with a replica that fails, and with more calls than a breaker takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from inference import grpc_service_pb2 as v2
+from inference import grpc_service_pb2_grpc as v2_grpc
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.traffic import Traffic, Weight
+from volary_gateway.xds import snapshot as xds
+from volary_gateway.xds.mesh import Mesh, snapshot_of
+from volary_gateway.xds.snapshot import Snapshot, resource
+
+from tests.unit.gateway.rig import Backend, Rig, backends_of, rig, until
+
+MODEL = ModelName("default", "flights")
+VERSION = VersionName.of(MODEL, 1)
+
+
+class Slow(Backend):
+    """A backend whose calls wait for the gate."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def ModelInfer(self, request, context):
+        reply = await super().ModelInfer(request, context)
+        await self.gate.wait()
+        return reply
+
+
+class Replicas:
+    """Two replicas of one version behind Envoy."""
+
+    def __init__(self, running: Rig, backends: list[Slow]) -> None:
+        self.rig, self.backends = running, backends
+        self._stub = v2_grpc.GRPCInferenceServiceStub(running.channel())
+        self._key = (("x-api-key", running.token()),)
+
+    def snapshot(self) -> Snapshot:
+        traffic = Traffic(MODEL, 1, (Weight(1, 10_000),), production=1)
+        at = tuple(backend.address for backend in self.backends)
+        return snapshot_of(Mesh(self.rig.edge, (traffic,), {VERSION: at}, at))
+
+    async def serve(self, snapshot: Snapshot) -> None:
+        self.rig.plane.publish(snapshot)
+        assert await self.rig.plane.converge(snapshot, 10), self.rig.plane.rejections
+        await until(lambda: self.stat("membership_healthy") == 2)
+
+    def stat(self, name: str) -> int:
+        stats = self.rig.envoy.stats(name)
+        return stats.get(f"cluster.{VERSION.cluster}.{name}", 0)
+
+    async def infer(self) -> v2.ModelInferResponse:
+        request = v2.ModelInferRequest(model_name=MODEL.model)
+        return await self._stub.ModelInfer(request, metadata=self._key, timeout=5)
+
+    async def code(self) -> grpc.StatusCode:
+        request = v2.ModelInferRequest(model_name=MODEL.model)
+        return await self._stub.ModelInfer(request, metadata=self._key, timeout=5).code()
+
+    async def answering(self, calls: int) -> set[str]:
+        """Return who answered so many calls; a failed one raises."""
+        return set(backends_of([await self.infer() for _ in range(calls)]))
+
+
+@pytest.fixture(scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Replicas]:
+    backends = [Slow("good"), Slow("bad")]
+    for backend in backends:
+        await backend.start().server.start()
+    async with rig(tmp_path_factory.mktemp("ejection")) as started:
+        yield Replicas(started, backends)
+    for backend in backends:
+        await backend.server.stop(None)
+
+
+@pytest.fixture
+async def replicas(running: Replicas) -> Replicas:
+    await running.serve(running.snapshot())
+    return running
+
+
+async def test_dead_replica_is_ejected_and_comes_back_and_no_call_fails(replicas: Replicas):
+    _, bad = replicas.backends
+    assert await replicas.answering(20) == {"good", "bad"}
+    await bad.server.stop(None)
+    is_ejected = False
+    for _ in range(200):
+        assert await replicas.answering(1) == {"good"}
+        if is_ejected := replicas.stat("outlier_detection.ejections_active") == 1:
+            break
+    assert is_ejected
+    await bad.start().server.start()
+    await until(lambda: replicas.stat("outlier_detection.ejections_active") == 0)
+    await until(lambda: replicas.stat("membership_healthy") == 2)
+    assert await replicas.answering(20) == {"good", "bad"}
+
+
+async def test_replies_that_fail_eject_nobody_so_that_the_judge_sees_them(replicas: Replicas):
+    _, bad = replicas.backends
+    bad.fail = grpc.StatusCode.INTERNAL
+    try:
+        codes = Counter([await replicas.code() for _ in range(100)])
+    finally:
+        bad.fail = None
+    assert codes == {grpc.StatusCode.OK: 50, grpc.StatusCode.INTERNAL: 50}
+    assert replicas.stat("outlier_detection.ejections_active") == 0
+
+
+def with_breaker(snapshot: Snapshot, requests: int) -> Snapshot:
+    """Return a snapshot whose version takes so many calls at a time."""
+    items = {kind: [*named.values()] for kind, named in snapshot.resources.items()}
+    at = snapshot.resources[xds.ENDPOINTS][VERSION.cluster]
+    cluster = cluster_pb2.Cluster.FromString(
+        snapshot.resources[xds.CLUSTER][VERSION.cluster].body.value
+    )
+    cluster.circuit_breakers.thresholds[0].max_requests.value = requests
+    narrow = resource(VERSION.cluster, cluster)
+    again = xds.Resource(at.name, xds.version_of(at.body, salt=narrow.version), at.body)
+    for kind, fresh in ((xds.CLUSTER, narrow), (xds.ENDPOINTS, again)):
+        items[kind] = [item for item in items[kind] if item.name != fresh.name] + [fresh]
+    return Snapshot.of(items)
+
+
+async def test_full_breaker_refuses_at_once_and_takes_calls_again(replicas: Replicas):
+    await replicas.serve(with_breaker(replicas.snapshot(), requests=2))
+    for backend in replicas.backends:
+        backend.gate.clear()
+        backend.seen.clear()
+    held = [asyncio.create_task(replicas.infer()) for _ in range(2)]
+    try:
+        await until(lambda: sum(len(b.seen) for b in replicas.backends) == 2)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await replicas.infer()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert sum(len(b.seen) for b in replicas.backends) == 2
+    finally:
+        for backend in replicas.backends:
+            backend.gate.set()
+    assert len([await each for each in held]) == 2
+    assert await replicas.answering(10) <= {"good", "bad"}
