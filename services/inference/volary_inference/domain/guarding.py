@@ -144,8 +144,8 @@ class Guard:
 
     @property
     def is_plain(self) -> bool:
-        """True when nothing is declared: an engine may leave the guard out."""
-        parts = (self.breaker, self.cache, self.rule, self.calibration, self.bands)
+        """True when no more than a calibration is there: an engine may leave the guard out."""
+        parts = (self.breaker, self.cache, self.rule, self.bands)
         return not self.has_none and all(part is None for part in parts)
 
     def enter(self) -> None:
