@@ -58,6 +58,11 @@ class MethodCounts:
             self._buckets = [own + more for own, more in zip(self._buckets, buckets, strict=True)]
             self._seconds += seconds
 
+    def add_running(self, change: int) -> None:
+        """Add the change in the number of calls that another engine has in flight."""
+        with self._lock:
+            self._running += change
+
     def tell(self, method: str, families: Families) -> None:
         """Add the counts to the metrics of a scrape."""
         with self._lock:

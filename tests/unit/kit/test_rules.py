@@ -232,6 +232,8 @@ def test_calls_of_every_engine_are_counted_together() -> None:
 
     assert sample("volary_rpc_started_total") == 5
     assert sample("volary_rpc_running") == 1
+    metrics.of(call.method).add_running(3)
+    assert sample("volary_rpc_running") == 4
     assert sample("volary_rpc_finished_total", code="OK") == 3
     assert sample("volary_rpc_finished_total", code="ABORTED") == 1
     assert sample("volary_rpc_seconds_bucket", le="0.0005") == 1  # a bound counts what it equals

@@ -132,7 +132,7 @@ class NativeRecords:
         for method, by_code, buckets, seconds in self._plane.take_counts():
             self._metrics.add(method, by_code, buckets, seconds)
         now = self._plane.in_flight()
-        self._metrics.running.labels(INFER).inc(now - self._in_flight)
+        self._metrics.of(INFER).add_running(now - self._in_flight)
         self._in_flight = now
         events, spans = self._plane.take_dropped()
         self._ring.add_dropped(events)
