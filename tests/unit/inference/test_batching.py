@@ -13,7 +13,7 @@ from volary_inference.domain.batching import Batcher, BatchPolicy, Closing, RunF
 from volary_inference.domain.in_place import SHORT_S, TRIAL_S, TRIALS, InPlace
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
-from volary_kit.clock import SystemClock
+from volary_kit.clock import Clock, SystemClock
 from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
 
 CLOCK = SystemClock()
@@ -41,13 +41,16 @@ class Doubling:
 
 
 class Rig:
-    def __init__(self, policy: BatchPolicy, run_times: RunTimes | None = None) -> None:
+    def __init__(
+        self, policy: BatchPolicy, run_times: RunTimes | None = None, clock: Clock = CLOCK
+    ) -> None:
+        self._clock = clock
         self.runner, self.statistics = Doubling(), Statistics()
         self.batcher = Batcher(
             "test",
             self.runner,
             policy,
-            CLOCK,
+            clock,
             self.statistics,
             is_batched=True,
             run_times=run_times,
@@ -55,7 +58,7 @@ class Rig:
 
     def ticket(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
         rows = np.array(values, np.float32).reshape(-1, 1)
-        return Ticket({"x": rows}, len(values), CLOCK.monotonic_s() + timeout_s)
+        return Ticket({"x": rows}, len(values), self._clock.monotonic_s() + timeout_s)
 
     def put(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
         ticket = self.ticket(*values, timeout_s=timeout_s)
@@ -174,7 +177,7 @@ def test_the_counters_say_why_batches_were_closed() -> None:
 
 def test_a_near_deadline_closes_the_batch_before_the_delay_is_over() -> None:
     times = RunTimes()
-    times.record(1, 0.02)
+    times.record(1, 0.02, CLOCK.monotonic_s())
     rig = Rig(BatchPolicy(max_rows=64, max_delay_s=LONG_S), times)
     ticket = rig.put(1.0, timeout_s=0.5)
     assert answer(ticket) == [2.0]
@@ -194,7 +197,7 @@ def test_closing_answers_what_is_queued_and_takes_no_more() -> None:
 
 def test_what_cannot_finish_in_time_is_refused_at_once_with_a_hint() -> None:
     times = RunTimes()
-    times.record(4, 1.0)
+    times.record(4, 1.0, CLOCK.monotonic_s())
     rig = Rig(BatchPolicy(max_rows=4), times)
     rig.hold()
     waiting = [rig.put(float(i)) for i in range(4)]
@@ -234,14 +237,85 @@ def test_thousands_of_mixed_calls_each_get_their_own_rows() -> None:
     assert rig.batcher.close(LONG_S)
 
 
+class Stopped:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def now_us(self) -> int:
+        return int(self.now_s * 1_000_000)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+def test_what_is_refused_for_its_run_time_is_tried_again_after_a_while() -> None:
+    clock, times = Stopped(), RunTimes()
+    times.record(1, 0.4, clock.now_s)  # the machine was busy when this version was warmed
+    rig = Rig(BatchPolicy(max_rows=4), times, clock)
+    with pytest.raises(ResourceExhausted):
+        rig.put(1.0, timeout_s=0.05)
+    clock.now_s += 30  # nothing ran meanwhile: nobody learned anything
+    assert answer(rig.put(1.0, timeout_s=0.05)) == [2.0]
+    assert answer(rig.put(1.0, timeout_s=0.05)) == [2.0]
+    assert rig.batcher.close(LONG_S)
+
+
+def test_a_queue_as_long_as_the_deadline_takes_no_more() -> None:
+    clock, times = Stopped(), RunTimes()
+    times.record(4, 0.01, clock.now_s)
+    rig = Rig(BatchPolicy(max_rows=4), times, clock)
+    held = rig.hold()
+    admitted: list[Ticket] = []
+    with pytest.raises(ResourceExhausted):
+        while True:
+            admitted.append(rig.put(1.0, timeout_s=0.05))
+    # 10 ms for what runs now, 10 for each 4 rows, and half as long again for those ahead
+    assert 8 <= len(admitted) <= 9
+    rig.runner.gate.set()
+    for ticket in (held, *admitted):
+        answer(ticket)
+    assert rig.batcher.close(LONG_S)
+
+
 def test_run_times_answer_for_sizes_that_never_ran() -> None:
     times = RunTimes()
-    assert times.predict_s(10) == 0.0
-    times.record(4, 0.4)
-    assert times.predict_s(1) == 0.4
-    assert times.predict_s(8) == 0.8
-    times.record(4, 0.9)
-    assert times.predict_s(3) == pytest.approx(0.5)
+    assert times.predict_s(10, 0.0) == 0.0
+    times.record(4, 0.4, 0.0)
+    assert times.predict_s(1, 0.0) == 0.4
+    assert times.predict_s(8, 0.0) == 0.8
+    times.record(4, 0.9, 0.0)
+    assert times.predict_s(3, 0.0) == pytest.approx(0.5)
+
+
+def test_one_slow_run_counts_for_little_and_a_lasting_change_is_followed() -> None:
+    times = RunTimes()
+    for _ in range(5):
+        times.record(1, 0.001, 0.0)
+    times.record(1, 2.0, 0.0)
+    assert times.predict_s(1, 0.0) < 0.002
+    for _ in range(40):
+        times.record(1, 2.0, 0.0)
+    assert times.predict_s(1, 0.0) > 1.9
+
+
+def test_what_does_not_run_is_thought_to_be_faster_down_to_the_fastest_seen() -> None:
+    times = RunTimes()
+    times.record(1, 0.001, 0.0)
+    for _ in range(60):
+        times.record(1, 1.0, 0.0)
+    assert times.predict_s(1, 0.1) == pytest.approx(1.0, abs=0.01)
+    assert times.predict_s(1, 0.6) == pytest.approx(0.5, abs=0.01)
+    assert 5e-5 < times.predict_s(1, 8.0) < 1e-4  # the mean would be at 2e-5
+    assert times.predict_s(1, 1_000.0) < 1e-6
+
+
+def test_many_rows_take_no_longer_than_as_many_runs_of_few() -> None:
+    times = RunTimes()
+    times.record(64, 5.0, 0.0)
+    times.record(1, 0.001, 0.0)
+    assert times.predict_s(64, 0.0) == pytest.approx(0.064)
 
 
 class TestRunNow:

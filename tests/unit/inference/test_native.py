@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from volary.otlp.v1 import trace_pb2
 from volary_inference.backends.onnxruntime_cpu import OnnxGraph
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.datatypes import DATATYPES
-from volary_inference.domain.guarding import Guard
+from volary_inference.domain.decisions import Calibration
 from volary_inference.domain.predictions import VersionKey
 from volary_inference.lifecycle.package import Description, Package
 from volary_inference.native.module import DataPlane, load
@@ -87,13 +87,21 @@ class Alone:
         self._rows: list[Any] = []
         self._channels: list[grpc.aio.Channel] = []
 
-    def serve(self, model: str, graph: bytes, policy: BatchPolicy | None = None) -> OnnxGraph:
+    def serve(
+        self,
+        model: str,
+        graph: bytes,
+        policy: BatchPolicy | None = None,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> OnnxGraph:
         """Load a graph as version 3 of a model, in production; return its Python session."""
         loader = NativeLoader(self._module, policy or BatchPolicy(), CLOCK)
-        package = Package(Description(digest=f"sha256:{model}"), graph)
+        package = Package(Description(digest=f"sha256:{model}"), graph, calibration=calibration)
         session = loader.open(package)
         run_times = loader.warm(session, package)
-        serving = loader.serve(VersionKey("default", model, 3), session, run_times, Guard())
+        serving = loader.serve(
+            VersionKey("default", model, 3), session, run_times, loader.guard(session, package)
+        )
         serving.batcher.close()
         assert isinstance(serving.twin, NativeTwin)
         self.twins[model] = serving.twin
@@ -139,6 +147,25 @@ async def test_what_is_valid_is_answered_without_python(alone: Alone) -> None:
     assert list(typed.outputs[0].contents.fp32_contents) == expected.ravel().tolist()
     assert (await alone.stub().ModelReady(v2.ModelReadyRequest(name="m", version="3"))).ready
     assert (await alone.stub().ServerLive(v2.ServerLiveRequest())).live
+
+
+async def test_a_calibrated_version_is_as_sure_as_in_python(alone: Alone) -> None:
+    draw = np.random.default_rng(5)
+    points = np.unique(draw.random(40))
+    document = {
+        "scores": points.tolist(),
+        "probabilities": np.sort(draw.random(points.size)).tolist(),
+    }
+    session = alone.serve("m", graphs.sigmoid_sum(), calibration=document)
+    calibration = Calibration.from_document(document)
+    stub = alone.stub()
+    for row in draw.normal(size=(50, 3)).astype(np.float32):
+        reply = await stub.ModelInfer(raw_request([row.tolist()]))
+        score = session.run({"features": row[None]})["probability"]
+        assert reply.raw_output_contents[0] == score.tobytes()
+        p = calibration.probability(score)
+        assert reply.parameters["volary_confidence"].double_param == np.maximum(p, 1 - p).min()
+        assert reply.parameters["volary_calibrated"].bool_param
 
 
 @pytest.mark.parametrize("datatype", KINDS)
@@ -231,7 +258,10 @@ async def test_a_call_leaves_its_event_its_spans_and_its_counts(alone: Alone) ->
         ("x-envoy-attempt-count", "2"),
     )
     await alone.stub().ModelInfer(request, metadata=headers)
-    [data] = await asyncio.to_thread(alone.plane.take_events, 10, 5.0)
+    count, bulk = await asyncio.to_thread(alone.plane.take_events, 10, 5.0)
+    assert count == 1
+    length, data = bulk.removeprefix(b"$").removesuffix(b"\r\n").split(b"\r\n", 1)
+    assert int(length) == len(data)
     event = event_pb2.Event.FromString(data)
     prediction = event.prediction
     assert (event.id, prediction.request_key, prediction.route) == ("key-7.3.2", "key-7", "m/r/s/7")
@@ -264,14 +294,14 @@ async def test_events_that_find_no_room_are_counted(tmp_path: Path) -> None:
     for _ in range(5):
         await stub.ModelInfer(raw_request([[1, 2, 3]]))
     assert alone.plane.take_dropped()[0] == 3
-    assert len(alone.plane.take_events(10, 0)) == 2
+    assert alone.plane.take_events(10, 0)[0] == 2
     await alone.close()
 
 
 def test_a_version_with_text_is_left_to_python() -> None:
     module = load()
     with pytest.raises(ValueError, match="BYTES"):
-        module.NativeVersion(b"", [("x", "BYTES", [-1])], [], 64, 0)
+        module.NativeVersion(b"", [("x", "BYTES", [-1])], [], None, 64, 0)
 
 
 async def test_a_stop_answers_what_is_in_flight(alone: Alone) -> None:

@@ -22,7 +22,11 @@ use crate::contract::{Code, Refusal};
 use crate::infer::{self, Answered, Asked, Outcome};
 use crate::plane::{Loaded, Method, Plane};
 use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
-use crate::wire::{gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIMEOUT};
+use crate::replies::reply_of;
+use crate::version::Part;
+use crate::wire::{
+    framed, gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIMEOUT,
+};
 
 const VERSION: HeaderName = HeaderName::from_static("volary-version");
 const TIER: HeaderName = HeaderName::from_static("volary-tier");
@@ -124,7 +128,7 @@ impl Running {
         message: &impl Message,
         marks: &[(HeaderName, HeaderValue)],
     ) -> Response<Body> {
-        let response = replied(message, marks);
+        let response = replied(framed(message), marks);
         self.end(Code::Ok, None, None);
         response
     }
@@ -148,87 +152,72 @@ impl Running {
     }
 
     /// Count the call, and leave its event and spans.
-    fn end(&mut self, code: Code, reason: Option<&'static str>, answered: Option<&Answered>) {
+    fn end(&mut self, code: Code, reason: Option<&'static str>, answered: Option<Answered>) {
         let took = self.began.elapsed();
         self.leave();
         self.plane.count(self.method, code, took);
         if self.origin.trace.is_sampled {
-            self.leave_spans(code, reason, answered);
+            self.leave_spans(code, reason, took, answered.as_ref());
         }
         if let Some(asked) = self.asked.take() {
+            note(&asked, took, answered.as_ref());
             self.leave_event(asked, code, took, answered);
         }
     }
 
-    fn leave_event(&self, asked: Asked, code: Code, took: Duration, answered: Option<&Answered>) {
-        let mut statistics = asked.loaded.version.statistics();
-        match answered {
-            None => statistics.failure.add(took),
-            Some(answered) => {
-                let queued = answered.part.queued;
-                statistics.success.add(took);
-                statistics.queue.add(queued);
-                statistics.recent_queue_s +=
-                    0.05 * (queued.as_secs_f64() - statistics.recent_queue_s);
-                statistics.last_us = (now_ns() / 1_000) as i64;
-            }
-        }
-        drop(statistics);
-        if !self.plane.records.predictions.is_wanted() {
+    fn leave_event(
+        &mut self,
+        asked: Asked,
+        code: Code,
+        took: Duration,
+        answered: Option<Answered>,
+    ) {
+        let predictions = &self.plane.records.predictions;
+        if !predictions.is_wanted() {
             return;
         }
-        let now_us = (now_ns() / 1_000) as i64;
-        let outputs = |answered: &Answered| -> Vec<_> {
-            let chosen = asked.outputs.iter().map(|index| {
-                let datatype = asked.loaded.version.outputs[*index].datatype;
-                (datatype, answered.part.outputs[*index].clone())
-            });
-            chosen.collect()
-        };
-        self.plane.records.predictions.offer(Prediction {
-            about: asked.loaded.about.clone(),
-            origin: self.origin.clone(),
-            tier: if answered.is_some() { "model" } else { "none" },
-            subject: asked.subject,
-            event_time_us: asked.event_time_us.unwrap_or(now_us),
-            replied_at_us: now_us,
-            outputs: answered.map_or_else(Vec::new, outputs),
-            features: asked.features,
-            confidence: answered.and_then(|answered| answered.confidence),
-            latency: took,
-            queued: answered.map_or(Duration::ZERO, |answered| answered.part.queued),
-            batch_size: answered.map_or(0, |answered| answered.part.batch_rows),
-            code: code as i32,
+        let origin = std::mem::take(&mut self.origin);
+        predictions.offer(|| {
+            let now_us = (now_ns() / 1_000) as i64;
+            let answered = answered.as_ref();
+            let part = answered.map(|answered| &answered.part);
+            let outputs = |part: &Part| -> Vec<_> {
+                let specs = &asked.loaded.version.outputs;
+                let of =
+                    |index: &usize| (specs[*index].datatype, part.outputs[*index].data.clone());
+                asked.outputs.iter().map(of).collect()
+            };
+            Prediction {
+                about: asked.loaded.about.clone(),
+                origin,
+                tier: if part.is_some() { "model" } else { "none" },
+                subject: asked.subject,
+                event_time_us: asked.event_time_us.unwrap_or(now_us),
+                replied_at_us: now_us,
+                outputs: part.map_or_else(Vec::new, outputs),
+                features: asked.features,
+                confidence: answered.and_then(|answered| answered.confidence),
+                latency: took,
+                queued: part.map_or(Duration::ZERO, |part| part.queued),
+                batch_size: part.map_or(0, |part| part.batch_rows),
+                code: code as i32,
+            }
         });
     }
 
-    fn leave_spans(&self, code: Code, reason: Option<&'static str>, answered: Option<&Answered>) {
+    fn leave_spans(
+        &self,
+        code: Code,
+        reason: Option<&'static str>,
+        took: Duration,
+        answered: Option<&Answered>,
+    ) {
         let path = self.method.path();
-        let ended_ns = now_ns();
+        let ended_ns = self.began_ns + took.as_nanos() as u64;
         let trace = &self.origin.trace;
+        let spans = &self.plane.records.spans;
         if let Some(asked) = &self.asked {
-            let mut attributes = vec![
-                (
-                    "volary.model",
-                    Value::Text(asked.loaded.about.model.clone()),
-                ),
-                ("volary.version", Value::Number(asked.loaded.about.version)),
-                ("volary.shadow", Value::Flag(self.origin.is_shadow)),
-            ];
-            if let Some(answered) = answered {
-                let id = self.origin.prediction_id(asked.loaded.about.version);
-                let queued_us = answered.part.queued.as_micros() as i64;
-                attributes.extend([
-                    ("volary.prediction", Value::Text(id)),
-                    ("volary.tier", Value::Word("model")),
-                    (
-                        "volary.batch_rows",
-                        Value::Number(answered.part.batch_rows as i64),
-                    ),
-                    ("volary.queue_us", Value::Number(queued_us)),
-                ]);
-            }
-            self.plane.records.spans.offer(Span {
+            spans.offer(|| Span {
                 trace: Trace {
                     span: fastrand::u64(1..),
                     parent: trace.span,
@@ -240,10 +229,10 @@ impl Running {
                 ended_ns,
                 code: if reason.is_some() { "UNKNOWN" } else { "OK" },
                 error: reason,
-                attributes,
+                attributes: self.attributes(asked, answered),
             });
         }
-        self.plane.records.spans.offer(Span {
+        spans.offer(|| Span {
             trace: trace.clone(),
             name: &path[1..],
             kind: SpanKind::Server,
@@ -261,6 +250,41 @@ impl Running {
             ],
         });
     }
+
+    fn attributes(&self, asked: &Asked, answered: Option<&Answered>) -> Vec<(&'static str, Value)> {
+        let about = &asked.loaded.about;
+        let mut attributes = vec![
+            ("volary.model", Value::Text(about.model.clone())),
+            ("volary.version", Value::Number(about.version)),
+            ("volary.shadow", Value::Flag(self.origin.is_shadow)),
+        ];
+        if let Some(Answered { part, .. }) = answered {
+            let id = self.origin.prediction_id(about.version);
+            attributes.extend([
+                ("volary.prediction", Value::Text(id)),
+                ("volary.tier", Value::Word("model")),
+                ("volary.batch_rows", Value::Number(part.batch_rows as i64)),
+                (
+                    "volary.queue_us",
+                    Value::Number(part.queued.as_micros() as i64),
+                ),
+            ]);
+        }
+        attributes
+    }
+}
+
+/// Count a call in the statistics of its version.
+fn note(asked: &Asked, took: Duration, answered: Option<&Answered>) {
+    let mut statistics = asked.loaded.version.statistics();
+    let Some(Answered { part, .. }) = answered else {
+        statistics.failure.add(took);
+        return;
+    };
+    statistics.success.add(took);
+    statistics.queue.add(part.queued);
+    statistics.recent_queue_s += 0.05 * (part.queued.as_secs_f64() - statistics.recent_queue_s);
+    statistics.last_us = (now_ns() / 1_000) as i64;
 }
 
 impl Drop for Running {
@@ -291,28 +315,24 @@ async fn infer(
     let Some((mut asked, inputs)) = plan else {
         return call.hand_over(parts, gathered.again()).await;
     };
-    asked.began_ns = if call.origin.trace.is_sampled {
-        now_ns()
-    } else {
-        0
-    };
+    asked.began_ns = call.began_ns + call.began.elapsed().as_nanos() as u64;
     let deadline = asked
         .timeout
         .map_or(deadline, |timeout| deadline.min(call.began + timeout));
     let loaded = asked.loaded.clone();
     call.asked = Some(asked);
     let is_cancelled = call.is_cancelled.clone();
-    let outcome = infer::run(&loaded, inputs, deadline, is_cancelled).await;
+    let outcome = infer::run(&loaded, inputs, deadline, is_cancelled, &call.plane.turn).await;
     match outcome {
         Outcome::Part(part) => {
             let asked = call.asked.take().expect("it was put there above");
             let Some(answered) = infer::answered(&asked, part) else {
                 return call.hand_over(parts, gathered.again()).await;
             };
-            let reply = infer::reply_of(&asked, &answered, &call.origin);
+            let reply = reply_of(&asked, &answered, &call.origin);
             call.asked = Some(asked);
-            let response = replied(&reply, &marks_of(&loaded, "model"));
-            call.end(Code::Ok, None, Some(&answered));
+            let response = replied(reply, &marks_of(&loaded, "model"));
+            call.end(Code::Ok, None, Some(answered));
             response
         }
         Outcome::Refused(refusal) => call.refuse(&refusal, Some(&loaded)),

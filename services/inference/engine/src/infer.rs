@@ -1,4 +1,4 @@
-//! ModelInfer: from a message to a place in a queue, and from a run to a reply.
+//! ModelInfer: from a message to a place in a queue, and what a run gave.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::calibration::Calibration;
 use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
-use crate::contract::inference::model_infer_response::InferOutputTensor;
-use crate::contract::inference::{InferParameter, ModelInferRequest, ModelInferResponse};
+use crate::contract::inference::{InferParameter, ModelInferRequest};
 use crate::contract::{Code, Refusal};
 use crate::plane::{Loaded, Table};
 use crate::queue::NoRoom;
-use crate::records::Origin;
 use crate::tensors::{elements_of, Datatype};
+use crate::turns::Turn;
 use crate::version::{Array, NotRun, Part, Spec, Version};
 
 const MAX_SUBJECT: usize = 256;
@@ -29,11 +29,11 @@ pub struct Asked {
     pub subject: String,
     pub event_time_us: Option<i64>,
     pub timeout: Option<Duration>,
-    /// The one input, when it may be a row of features.
-    pub features: Option<(Datatype, Array)>,
+    /// The one input, when it is one row of numbers.
+    pub features: Option<(Datatype, Bytes)>,
     pub began_ns: u64,
-    is_raw: bool,
-    id: String,
+    pub is_raw: bool,
+    pub id: String,
 }
 
 /// A run's part that is fit to be a reply.
@@ -86,9 +86,7 @@ pub fn planned(
     let is_raw = !request.raw_input_contents.is_empty();
     let inputs = inputs_of(&loaded.version, &request)?;
     let features = match (&inputs[..], &loaded.version.inputs[..]) {
-        ([array], [spec]) if array.data.len() / spec.datatype.size() <= MAX_FEATURES => {
-            Some((spec.datatype, array.clone()))
-        }
+        ([array], [spec]) if is_row(array, spec) => Some((spec.datatype, array.data.clone())),
         _ => None,
     };
     let asked = Asked {
@@ -103,6 +101,11 @@ pub fn planned(
         id: request.id,
     };
     Some((asked, inputs))
+}
+
+fn is_row(array: &Array, spec: &Spec) -> bool {
+    let is_one = array.shape.len() == 1 || (array.shape.len() == 2 && array.shape[0] == 1);
+    is_one && array.data.len() / spec.datatype.size() <= MAX_FEATURES
 }
 
 type About = (String, Option<i64>, Option<Duration>);
@@ -184,17 +187,15 @@ pub async fn run(
     inputs: Vec<Array>,
     deadline: Instant,
     cancelled: Arc<AtomicBool>,
+    turn: &Turn,
 ) -> Outcome {
     let rows = match inputs.first() {
         Some(array) if loaded.version.is_batched() => array.shape[0] as usize,
         _ => 1,
     };
     let flag = cancelled.clone();
-    let answer = match loaded
-        .version
-        .put(inputs, rows, deadline, Instant::now(), flag)
-    {
-        Ok(answer) => answer,
+    let queued = match loaded.version.put(inputs, rows, deadline, flag, turn) {
+        Ok(queued) => queued,
         Err(NoRoom::Closing) => return Outcome::NotHere,
         Err(NoRoom::Full(retry)) => {
             return overloaded("the queue of this version is full", retry);
@@ -203,14 +204,19 @@ pub async fn run(
             return overloaded("the call could not finish within its deadline", retry);
         }
     };
-    match tokio::time::timeout_at(deadline.into(), answer).await {
-        Err(_) => {
+    let answer = if queued.is_timed {
+        let Ok(answer) = tokio::time::timeout_at(deadline.into(), queued.answer).await else {
             cancelled.store(true, Ordering::Relaxed);
-            late("the model did not answer in time")
-        }
-        Ok(Ok(Ok(part))) => Outcome::Part(part),
-        Ok(Ok(Err(NotRun::Expired))) => late("the call's time ran out while it waited for a batch"),
-        Ok(Ok(Err(NotRun::Failed)) | Err(_)) => Outcome::NotHere,
+            return late("the model did not answer in time");
+        };
+        answer
+    } else {
+        queued.answer.await // this thread runs it before it waits for anything
+    };
+    match answer {
+        Ok(Ok(part)) => Outcome::Part(part),
+        Ok(Err(NotRun::Expired)) => late("the call's time ran out while it waited for a batch"),
+        Ok(Err(NotRun::Failed)) | Err(_) => Outcome::NotHere,
     }
 }
 
@@ -233,81 +239,26 @@ pub fn answered(asked: &Asked, part: Part) -> Option<Answered> {
             return None;
         }
         if confidence.is_none() && states_confidence(spec, array) {
-            confidence = spec.datatype.confidence(&array.data);
+            confidence = match &asked.loaded.version.calibration {
+                None => spec.datatype.confidence(&array.data),
+                Some(calibration) => calibrated(calibration, spec, array),
+            };
         }
     }
     Some(Answered { part, confidence })
+}
+
+fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f64> {
+    let scores = spec.datatype.numbers(&array.data).into_iter();
+    let of = |score| {
+        let p: f64 = calibration.probability(score);
+        p.max(1.0 - p)
+    };
+    scores.map(of).reduce(f64::min)
 }
 
 /// Only an output named `probability` with one value a row states a confidence.
 fn states_confidence(spec: &Spec, array: &Array) -> bool {
     let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
     spec.name == PROBABILITY && is_one_a_row && spec.datatype.is_float()
-}
-
-/// The reply: raw when the request was, or when an output has no typed form.
-pub fn reply_of(asked: &Asked, answered: &Answered, origin: &Origin) -> ModelInferResponse {
-    let about = &asked.loaded.about;
-    let mut reply = ModelInferResponse {
-        model_name: about.model.clone(),
-        model_version: about.version.to_string(),
-        id: asked.id.clone(),
-        parameters: provenance(asked, answered, origin),
-        ..ModelInferResponse::default()
-    };
-    let specs = &asked.loaded.version.outputs;
-    let is_typed = |index: &usize| specs[*index].datatype.is_typed();
-    let is_raw = asked.is_raw || !asked.outputs.iter().all(is_typed);
-    for index in &asked.outputs {
-        let (spec, array) = (&specs[*index], &answered.part.outputs[*index]);
-        let contents = if is_raw {
-            reply.raw_output_contents.push(Bytes::clone(&array.data));
-            None
-        } else {
-            spec.datatype.to_contents(&array.data)
-        };
-        reply.outputs.push(InferOutputTensor {
-            name: spec.name.clone(),
-            datatype: spec.datatype.name().into(),
-            shape: array.shape.clone(),
-            contents,
-            ..InferOutputTensor::default()
-        });
-    }
-    reply
-}
-
-fn provenance(
-    asked: &Asked,
-    answered: &Answered,
-    origin: &Origin,
-) -> BTreeMap<String, InferParameter> {
-    let about = &asked.loaded.about;
-    let part = &answered.part;
-    let confidence = answered.confidence.map(Choice::DoubleParam);
-    let rows = [
-        ("volary_version", Choice::Int64Param(about.version)),
-        ("volary_digest", Choice::StringParam(about.digest.clone())),
-        ("volary_tier", Choice::StringParam("model".into())),
-        ("volary_route", Choice::StringParam(origin.route.clone())),
-        (
-            "volary_prediction_id",
-            Choice::StringParam(origin.prediction_id(about.version)),
-        ),
-        (
-            "volary_queue_us",
-            Choice::Int64Param(part.queued.as_micros() as i64),
-        ),
-        (
-            "volary_batch_size",
-            Choice::Int64Param(part.batch_rows as i64),
-        ),
-    ];
-    rows.into_iter()
-        .chain(confidence.map(|choice| ("volary_confidence", choice)))
-        .map(|(name, choice)| {
-            let parameter_choice = Some(choice);
-            (name.to_owned(), InferParameter { parameter_choice })
-        })
-        .collect()
 }

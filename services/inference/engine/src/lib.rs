@@ -3,6 +3,7 @@
 //! It owns sockets, protobuf, admission, batching, runs and replies of the hot methods; Python
 //! stays the control plane and answers everything else behind it.
 
+pub mod calibration;
 mod calls;
 pub mod contract;
 pub mod credentials;
@@ -10,11 +11,17 @@ mod infer;
 mod plane;
 pub mod queue;
 pub mod records;
+mod replies;
 pub mod run_times;
 mod server;
 pub mod tensors;
+mod turns;
 mod upstream;
 mod version;
 mod wire;
 
 mod python;
+
+// what one thread makes another one throws away: glibc's allocator takes locks for that
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

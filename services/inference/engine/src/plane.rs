@@ -11,6 +11,7 @@ use http::header::{HeaderMap, HeaderValue};
 use crate::contract::{Code, Row};
 use crate::credentials::{Principal, Verifier};
 use crate::records::{Identity, Records};
+use crate::turns::Turn;
 use crate::upstream::Upstream;
 use crate::version::{locked, Version};
 
@@ -104,6 +105,7 @@ pub struct Plane {
     pub max_calls: usize,
     pub records: Records,
     pub upstream: Upstream,
+    pub turn: Turn,
 }
 
 impl Plane {
@@ -140,6 +142,7 @@ impl Plane {
             max_calls,
             records,
             upstream,
+            turn: Turn::default(),
         })
     }
 

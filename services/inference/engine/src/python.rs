@@ -12,6 +12,7 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::calibration::Calibration;
 use crate::contract::rows_of;
 use crate::plane::{Counted, Loaded, Plane, Table};
 use crate::queue::CLOSINGS;
@@ -43,21 +44,42 @@ struct NativeVersion {
 
 #[pymethods]
 impl NativeVersion {
-    /// Load a graph; ValueError for a datatype that is not served here.
+    /// Load a graph; ValueError for a datatype that is not served here. `calibration` is scores
+    /// and their probabilities.
     #[new]
+    #[pyo3(signature = (graph, inputs, outputs, calibration, max_rows, max_delay_us))]
     fn load(
         py: Python<'_>,
         graph: &[u8],
         inputs: Vec<SpecRow>,
         outputs: Vec<SpecRow>,
+        calibration: Option<(Vec<f64>, Vec<f64>)>,
         max_rows: usize,
         max_delay_us: u64,
     ) -> PyResult<Self> {
+        let calibration = calibration.map(|(scores, probabilities)| {
+            let found = Calibration::new(scores, probabilities);
+            found.ok_or(PyValueError::new_err("the calibration is no rising list"))
+        });
+        let calibration = calibration.transpose()?;
         let (inputs, outputs) = (specs_of(inputs)?, specs_of(outputs)?);
         let delay = Duration::from_micros(max_delay_us);
-        py.detach(|| Version::load(graph, inputs, outputs, max_rows, delay, MAX_QUEUED_ROWS))
+        let load = || {
+            let most = MAX_QUEUED_ROWS;
+            Version::load(graph, inputs, outputs, calibration, max_rows, delay, most)
+        };
+        py.detach(load)
             .map(|version| NativeVersion { version })
             .map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    }
+
+    /// The probabilities of scores, by the calibration that it was loaded with.
+    fn calibrated(&self, scores: Vec<f64>) -> Vec<f64> {
+        let of = |score: f64| match &self.version.calibration {
+            Some(calibration) => calibration.probability(score),
+            None => score,
+        };
+        scores.into_iter().map(of).collect()
     }
 
     /// Start the batching thread.
@@ -66,11 +88,13 @@ impl NativeVersion {
     }
 
     /// Run once on raw inputs in the graph's order; return each output's shape and bytes.
+    /// A measured run tells admission how long so many rows take.
     fn run<'py>(
         &self,
         py: Python<'py>,
         inputs: Vec<(Vec<i64>, Vec<u8>)>,
         rows: usize,
+        is_measured: bool,
     ) -> PyResult<Vec<(Vec<i64>, Bound<'py, PyBytes>)>> {
         let inputs: Vec<Array> = inputs
             .into_iter()
@@ -80,7 +104,7 @@ impl NativeVersion {
             })
             .collect();
         let outputs = py
-            .detach(|| self.version.run_once(&inputs, rows))
+            .detach(|| self.version.run_once(&inputs, rows, is_measured))
             .map_err(PyRuntimeError::new_err)?;
         Ok(outputs
             .into_iter()
@@ -240,16 +264,17 @@ impl DataPlane {
         self.plane.set_health(health);
     }
 
-    /// Take prediction events as serialized `volary.events.v1.Event`; wait for the first one.
+    /// Take prediction events, serialized `volary.events.v1.Event`: how many, and all of them as
+    /// bulk strings of Redis's protocol. Waits for the first one, then a moment for more.
     fn take_events<'py>(
         &self,
         py: Python<'py>,
         limit: usize,
         wait_s: f64,
-    ) -> Vec<Bound<'py, PyBytes>> {
+    ) -> (usize, Bound<'py, PyBytes>) {
         let wait = Duration::from_secs_f64(wait_s);
-        let events = py.detach(|| self.plane.records.take_events(limit, wait));
-        events.iter().map(|event| PyBytes::new(py, event)).collect()
+        let (count, bulk) = py.detach(|| self.plane.records.take_events(limit, wait));
+        (count, PyBytes::new(py, &bulk))
     }
 
     /// Take spans: how many, and the serialized `ExportTraceServiceRequest`.

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::run_times::RunTimes;
 
+// of what waits before a call, on top: a queue that is as long as the deadline answers all too late
+const MARGIN: u32 = 2; // half
+
 /// Limits of a batch and of its queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -118,7 +121,7 @@ impl<T: Waiting> Queue<T> {
         }
         let rows = waiting.rows();
         if self.queued_rows + rows > self.policy.max_queued_rows && !self.heap.is_empty() {
-            return Err(NoRoom::Full(self.run_time(self.queued_rows)));
+            return Err(NoRoom::Full(self.run_time(self.queued_rows, now)));
         }
         let predicted = self.predict(rows, deadline, now);
         if now + predicted > deadline {
@@ -139,8 +142,19 @@ impl<T: Waiting> Queue<T> {
         Ok(())
     }
 
+    /// Learn how long the run took that ended now.
+    pub fn ended(&mut self, rows: usize, took: Duration, now: Instant) {
+        self.run_times.record(rows, took, now);
+        self.busy_until = now;
+    }
+
     pub fn close(&mut self) {
         self.is_closing = true;
+    }
+
+    /// True when nothing more fits into the next batch.
+    pub fn is_full(&self) -> bool {
+        self.queued_rows >= self.policy.max_rows || !self.policy.is_batched
     }
 
     pub fn is_empty(&self) -> bool {
@@ -160,7 +174,7 @@ impl<T: Waiting> Queue<T> {
             let batch = self.take(now, dropped);
             if !batch.is_empty() {
                 let rows = batch.iter().map(|entry| entry.waiting.rows()).sum();
-                self.busy_until = now + self.run_times.predict(rows);
+                self.busy_until = now + self.run_times.predict(rows, now);
                 return Step::Run(batch, closing);
             }
             if self.is_closing && self.heap.is_empty() {
@@ -178,13 +192,18 @@ impl<T: Waiting> Queue<T> {
             .filter(|entry| entry.deadline <= deadline)
             .map(|entry| entry.waiting.rows())
             .sum();
-        self.busy_until.saturating_duration_since(now) + self.run_time(ahead + rows)
+        self.busy_until.saturating_duration_since(now)
+            + self.run_time(ahead + rows, now)
+            + self.run_time(ahead, now) / MARGIN
     }
 
-    fn run_time(&self, rows: usize) -> Duration {
+    fn run_time(&self, rows: usize, now: Instant) -> Duration {
         let max = self.policy.max_rows;
-        let full = u32::try_from(rows / max).unwrap_or(u32::MAX);
-        self.run_times.predict(max).saturating_mul(full) + self.run_times.predict(rows % max)
+        let rest = self.run_times.predict(rows % max, now);
+        match u32::try_from(rows / max).unwrap_or(u32::MAX) {
+            0 => rest,
+            full => self.run_times.predict(max, now).saturating_mul(full) + rest,
+        }
     }
 
     /// Why the batch closes now, else how long to wait at most.
@@ -195,14 +214,14 @@ impl<T: Waiting> Queue<T> {
         let Some(first) = self.heap.peek() else {
             return Err(None);
         };
-        if self.queued_rows >= self.policy.max_rows || !self.policy.is_batched {
+        if self.is_full() {
             return Ok(Closing::Size);
         }
         let late = self.oldest + self.policy.max_delay;
         if late <= now {
             return Ok(Closing::Delay);
         }
-        let run = self.run_times.predict(self.queued_rows);
+        let run = self.run_times.predict(self.queued_rows, now);
         let due = first.deadline.checked_sub(run).unwrap_or(now);
         if due <= now {
             return Ok(Closing::Deadline);
@@ -338,8 +357,8 @@ mod tests {
             names(queue.step(now + 5 * MS, &mut vec![])),
             (vec![1], Closing::Delay)
         );
-        queue.run_times.record(1, 2 * MS);
-        let later = now + 20 * MS; // past the end that the last run was predicted to have
+        let later = now + 20 * MS;
+        queue.ended(1, 2 * MS, later);
         queue.put(call(2), later + 3 * MS, later).unwrap();
         match queue.step(later, &mut vec![]) {
             Step::Wait(Some(wait)) => assert_eq!(wait, MS),
@@ -391,7 +410,7 @@ mod tests {
     fn what_cannot_finish_in_time_is_refused() {
         let now = Instant::now();
         let mut queue = queue(2, Duration::ZERO, now);
-        queue.run_times.record(2, 10 * MS);
+        queue.ended(2, 10 * MS, now);
         for name in 0..4 {
             queue.put(call(name), now + 100 * MS, now).unwrap();
         }
@@ -399,10 +418,28 @@ mod tests {
         assert!(late.is_ok(), "only what is due earlier runs before it");
         let late = queue.put(call(10), now + 9 * MS, now);
         assert_eq!(late, Err(NoRoom::Late(10 * MS)));
-        let last = queue.put(call(11), now + 29 * MS + 100 * MS, now);
-        assert!(last.is_ok());
-        let behind = queue.put(call(12), now + 101 * MS, now);
-        assert!(behind.is_ok());
+    }
+
+    #[test]
+    fn a_queue_as_long_as_the_deadline_takes_no_more() {
+        let now = Instant::now();
+        let mut queue = queue(4, Duration::ZERO, now);
+        queue.ended(4, 10 * MS, now);
+        let due = now + 50 * MS;
+        let admitted = (0..50).take_while(|name| queue.put(call(*name), due, now).is_ok());
+        // 10 ms for each 4 rows, and half as long again for those ahead
+        assert!((12..=13).contains(&admitted.count()));
+    }
+
+    #[test]
+    fn what_is_refused_for_its_run_time_is_tried_again_after_a_while() {
+        let now = Instant::now();
+        let mut queue = queue(4, Duration::ZERO, now);
+        queue.ended(1, 400 * MS, now);
+        let refused = queue.put(call(1), now + 50 * MS, now);
+        assert!(matches!(refused, Err(NoRoom::Late(_))));
+        let later = now + 30_000 * MS; // nothing ran meanwhile: nobody learned anything
+        assert_eq!(queue.put(call(1), later + 50 * MS, later), Ok(()));
     }
 
     #[test]

@@ -3,17 +3,21 @@
 //! The I/O thread only moves what it has into a ring; it is encoded when it is fetched.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
 
 use crate::contract::volary::events::v1::{event::Payload, Event, PredictionEvent};
 use crate::contract::volary::otlp::v1 as otlp;
 use crate::contract::{duration_of, timestamp_of};
 use crate::tensors::Datatype;
-use crate::version::{locked, Array};
+use crate::version::locked;
 
+// so long an event waits for others: a thread that wakes for each of them costs as much as the call
+const GATHER: Duration = Duration::from_millis(20);
 const SCOPE: &str = "volary";
 const STREAM: &str = "volary:predictions";
 
@@ -39,6 +43,11 @@ pub struct Origin {
 impl Origin {
     pub fn prediction_id(&self, version: i64) -> String {
         format!("{}.{version}.{}", self.request_key, self.attempt)
+    }
+
+    /// Append the prediction id.
+    pub fn write_prediction_id(&self, out: &mut Vec<u8>, version: i64) {
+        let _ = write!(out, "{}.{version}.{}", self.request_key, self.attempt);
     }
 }
 
@@ -113,8 +122,8 @@ pub struct Prediction {
     pub subject: String,
     pub event_time_us: i64,
     pub replied_at_us: i64,
-    pub features: Option<(Datatype, Array)>,
-    pub outputs: Vec<(Datatype, Array)>,
+    pub features: Option<(Datatype, Bytes)>,
+    pub outputs: Vec<(Datatype, Bytes)>,
     pub confidence: Option<f64>,
     pub latency: Duration,
     pub queued: Duration,
@@ -130,7 +139,7 @@ impl Prediction {
         let outputs: Vec<f64> = self
             .outputs
             .iter()
-            .flat_map(|(datatype, array)| datatype.numbers(&array.data))
+            .flat_map(|(datatype, data)| datatype.numbers(data))
             .collect();
         let at = Some(timestamp_of(self.event_time_us));
         let prediction = PredictionEvent {
@@ -143,7 +152,10 @@ impl Prediction {
             route: self.origin.route.clone(),
             shadow: self.origin.is_shadow,
             subject: self.subject.clone(),
-            features: self.features.as_ref().map_or_else(Vec::new, row_of),
+            features: match &self.features {
+                Some((datatype, data)) => datatype.numbers(data),
+                None => Vec::new(),
+            },
             outputs: if outputs.len() > MAX_EVENT_VALUES {
                 Vec::new()
             } else {
@@ -167,17 +179,6 @@ impl Prediction {
             traceparent: self.origin.trace.traceparent(),
             payload: Some(Payload::Prediction(prediction)),
         }
-    }
-}
-
-/// The one row of numbers of a request, empty when it is anything else.
-fn row_of((datatype, array): &(Datatype, Array)) -> Vec<f64> {
-    let is_row = array.shape.len() == 1 || (array.shape.len() == 2 && array.shape[0] == 1);
-    let elements = array.data.len() / datatype.size();
-    if is_row && elements <= MAX_EVENT_VALUES {
-        datatype.numbers(&array.data)
-    } else {
-        Vec::new()
     }
 }
 
@@ -250,16 +251,27 @@ impl Span {
 /// At most `capacity` entries; when it is full the new one is dropped and counted.
 pub struct Ring<T> {
     capacity: usize,
-    held: Mutex<(VecDeque<T>, u64)>,
-    came: Condvar,
+    held: Mutex<Held<T>>,
+    changed: Condvar,
+}
+
+struct Held<T> {
+    entries: VecDeque<T>,
+    dropped: u64,
+    /// So many make whoever waits for entries look; to wake it for each costs more than the call.
+    wanted: usize,
 }
 
 impl<T> Ring<T> {
     pub fn new(capacity: usize) -> Self {
         Ring {
             capacity,
-            held: Mutex::new((VecDeque::new(), 0)),
-            came: Condvar::new(),
+            held: Mutex::new(Held {
+                entries: VecDeque::new(),
+                dropped: 0,
+                wanted: 1,
+            }),
+            changed: Condvar::new(),
         }
     }
 
@@ -267,38 +279,52 @@ impl<T> Ring<T> {
         self.capacity > 0
     }
 
-    /// Add an entry without ever waiting.
-    pub fn offer(&self, entry: T) {
+    /// Add an entry without ever waiting; what is dropped is not even made.
+    pub fn offer(&self, entry: impl FnOnce() -> T) {
         let mut held = locked(&self.held);
-        if held.0.len() >= self.capacity {
-            held.1 += 1;
+        if held.entries.len() >= self.capacity {
+            held.dropped += 1;
             return;
         }
-        held.0.push_back(entry);
-        if held.0.len() == 1 {
-            self.came.notify_one();
+        held.entries.push_back(entry());
+        if held.entries.len() == held.wanted {
+            self.changed.notify_one();
         }
     }
 
-    /// Remove the oldest entries; wait for the first one.
-    pub fn take(&self, limit: usize, wait: Duration) -> Vec<T> {
-        let held = locked(&self.held);
-        let waited = self
-            .came
-            .wait_timeout_while(held, wait, |held| held.0.is_empty());
-        let mut held = waited.unwrap_or_else(PoisonError::into_inner).0;
-        let count = limit.min(held.0.len());
-        held.0.drain(..count).collect()
+    /// Remove the oldest entries: wait for the first one, then a moment for more to come.
+    pub fn take(&self, limit: usize, wait: Duration, gather: Duration) -> Vec<T> {
+        let held = self.waited(locked(&self.held), 1, wait);
+        let mut held = match held.entries.len() {
+            0 => held,
+            count if count >= limit => held,
+            _ => self.waited(held, limit, gather),
+        };
+        held.wanted = 1;
+        let count = limit.min(held.entries.len());
+        held.entries.drain(..count).collect()
+    }
+
+    fn waited<'a>(
+        &self,
+        mut held: MutexGuard<'a, Held<T>>,
+        wanted: usize,
+        wait: Duration,
+    ) -> MutexGuard<'a, Held<T>> {
+        held.wanted = wanted;
+        let is_short = |held: &mut Held<T>| held.entries.len() < wanted;
+        let waited = self.changed.wait_timeout_while(held, wait, is_short);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// How many wait to be taken.
     pub fn waiting(&self) -> usize {
-        locked(&self.held).0.len()
+        locked(&self.held).entries.len()
     }
 
     /// Return how many were dropped since the last time.
     pub fn take_dropped(&self) -> u64 {
-        std::mem::take(&mut locked(&self.held).1)
+        std::mem::take(&mut locked(&self.held).dropped)
     }
 }
 
@@ -329,42 +355,28 @@ impl Records {
     }
 
     /// Take events as `volary.events.v1.Event`, with a producer span for each traced one.
-    pub fn take_events(&self, limit: usize, wait: Duration) -> Vec<Vec<u8>> {
-        let taken = self.predictions.take(limit, wait);
-        taken
-            .iter()
-            .map(|prediction| {
-                let began_ns = now_ns();
-                let event = prediction.event();
-                if prediction.origin.trace.is_sampled {
-                    let own = &prediction.origin.trace;
-                    let trace = Trace {
-                        span: fastrand::u64(1..),
-                        parent: own.span,
-                        ..own.clone()
-                    };
-                    self.spans.offer(Span {
-                        trace,
-                        name: "publish volary:predictions",
-                        kind: otlp::SpanKind::Producer,
-                        began_ns,
-                        ended_ns: now_ns(),
-                        code: "OK",
-                        error: None,
-                        attributes: vec![
-                            ("messaging.system", Value::Word("redis")),
-                            ("messaging.destination.name", Value::Word(STREAM)),
-                        ],
-                    });
-                }
-                event.encode_to_vec()
-            })
-            .collect()
+    ///
+    /// They come as the bulk strings of Redis's protocol, one after another: how many, and the
+    /// bytes that only have to be sent.
+    pub fn take_events(&self, limit: usize, wait: Duration) -> (usize, Vec<u8>) {
+        let taken = self.predictions.take(limit, wait, GATHER);
+        let mut bulk = Vec::with_capacity(taken.len() * 1_024);
+        for prediction in &taken {
+            let began_ns = now_ns();
+            let event = prediction.event();
+            if prediction.origin.trace.is_sampled {
+                self.spans.offer(|| published(prediction, began_ns));
+            }
+            let _ = write!(bulk, "${}\r\n", event.encoded_len());
+            event.encode_raw(&mut bulk);
+            bulk.extend_from_slice(b"\r\n");
+        }
+        (taken.len(), bulk)
     }
 
     /// Take spans as one `ExportTraceServiceRequest`.
     pub fn take_spans(&self, limit: usize, wait: Duration) -> (usize, Vec<u8>) {
-        let taken = self.spans.take(limit, wait);
+        let taken = self.spans.take(limit, wait, Duration::ZERO);
         let count = taken.len();
         let scope = otlp::InstrumentationScope {
             name: SCOPE.into(),
@@ -383,6 +395,27 @@ impl Records {
             }],
         };
         (count, request.encode_to_vec())
+    }
+}
+
+fn published(prediction: &Prediction, began_ns: u64) -> Span {
+    let own = &prediction.origin.trace;
+    Span {
+        trace: Trace {
+            span: fastrand::u64(1..),
+            parent: own.span,
+            ..own.clone()
+        },
+        name: "publish volary:predictions",
+        kind: otlp::SpanKind::Producer,
+        began_ns,
+        ended_ns: now_ns(),
+        code: "OK",
+        error: None,
+        attributes: vec![
+            ("messaging.system", Value::Word("redis")),
+            ("messaging.destination.name", Value::Word(STREAM)),
+        ],
     }
 }
 
@@ -426,13 +459,28 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_for_many_is_woken_when_they_are_there() {
+        let ring = Arc::new(Ring::new(10));
+        let taking = ring.clone();
+        let long = Duration::from_secs(60);
+        let taker = std::thread::spawn(move || taking.take(3, long, long));
+        for number in 0..3 {
+            ring.offer(|| number);
+        }
+        assert_eq!(taker.join().unwrap(), [0, 1, 2]);
+    }
+
+    #[test]
     fn a_full_ring_drops_and_counts() {
         let ring = Ring::new(2);
         for number in 0..5 {
-            ring.offer(number);
+            ring.offer(|| number);
         }
-        assert_eq!(ring.take(9, Duration::ZERO), [0, 1]);
+        assert_eq!(ring.take(9, Duration::ZERO, Duration::ZERO), [0, 1]);
         assert_eq!((ring.take_dropped(), ring.take_dropped()), (3, 0));
-        assert_eq!(ring.take(9, Duration::from_millis(1)), [0; 0]);
+        assert_eq!(
+            ring.take(9, Duration::from_millis(1), Duration::ZERO),
+            [0; 0]
+        );
     }
 }

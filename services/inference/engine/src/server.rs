@@ -22,6 +22,8 @@ use crate::plane::Plane;
 const WINDOW: u32 = 1 << 20;
 const MAX_STREAMS: u32 = 2_000;
 const MAX_HEADERS: u32 = 16 << 10;
+// callers whose time ran out reset many calls at once; each that waits to be seen takes memory
+const MAX_RESETS: usize = 2_000;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,8 +38,10 @@ impl Server {
     pub fn start(listener: TcpListener, plane: Arc<Plane>) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let (stopping, stopped) = watch::channel(None);
+        let turning = plane.clone();
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
+            .on_thread_park(move || turning.turn.end())
             .build()?;
         let thread = Threads::new().name("data plane".into()).spawn(move || {
             if let Err(error) = runtime.block_on(accept(listener, plane, stopped)) {
@@ -100,6 +104,7 @@ async fn serve(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
         .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)

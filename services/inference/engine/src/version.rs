@@ -12,8 +12,14 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{DynTensor, DynTensorValueType, ValueType};
 use tokio::sync::oneshot;
 
+use crate::calibration::Calibration;
 use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
 use crate::tensors::Datatype;
+use crate::turns::Turn;
+
+/// A full batch that takes no longer than this may run on the I/O thread: no other call waits
+/// longer for it than the system's own time slices make it wait.
+const TURN: Duration = Duration::from_micros(500);
 
 /// One input or output of the graph; -1 is a size that varies.
 #[derive(Clone, Debug)]
@@ -113,10 +119,19 @@ pub struct Statistics {
     pub cancelled: u64,
 }
 
+/// A place in the queue: where the answer comes, and whether a timer has to watch for it.
+pub struct Queued {
+    pub answer: Answer,
+    pub is_timed: bool,
+}
+
 pub struct Version {
     pub inputs: Vec<Spec>,
     pub outputs: Vec<Spec>,
+    pub calibration: Option<Calibration>,
     policy: Policy,
+    // every row takes as long as any other, and nobody asked to wait for more of them
+    is_even: bool,
     session: Mutex<Session>,
     queue: Mutex<Queue<Ticket>>,
     changed: Condvar,
@@ -136,6 +151,7 @@ impl Version {
         graph: &[u8],
         inputs: Vec<Spec>,
         outputs: Vec<Spec>,
+        calibration: Option<Calibration>,
         max_rows: usize,
         max_delay: Duration,
         max_queued_rows: usize,
@@ -155,10 +171,14 @@ impl Version {
             max_queued_rows,
             is_batched,
         };
+        let is_fixed = |spec: &Spec| spec.shape.iter().skip(1).all(|size| *size > 0);
+        let is_even = max_delay.is_zero() && inputs.iter().all(is_fixed);
         Ok(Arc::new(Version {
             inputs,
             outputs,
+            calibration,
             policy,
+            is_even,
             session: Mutex::new(session),
             queue: Mutex::new(Queue::new(policy, Instant::now())),
             changed: Condvar::new(),
@@ -192,13 +212,13 @@ impl Version {
 
     /// Queue one call's rows, or say why there is no room.
     pub fn put(
-        &self,
+        self: &Arc<Self>,
         inputs: Vec<Array>,
         rows: usize,
         deadline: Instant,
-        now: Instant,
         cancelled: Arc<AtomicBool>,
-    ) -> Result<Answer, NoRoom> {
+        turn: &Turn,
+    ) -> Result<Queued, NoRoom> {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket {
             inputs,
@@ -208,13 +228,40 @@ impl Version {
         };
         let mut queue = locked(&self.queue);
         let was_empty = queue.is_empty();
-        queue.put(ticket, deadline, now)?;
+        queue.put(ticket, deadline, Instant::now())?;
+        let is_full = queue.is_full();
+        let is_small = self.is_even && queue.run_times.remembered(self.policy.max_rows) <= TURN;
         drop(queue);
-        // a busy thread looks by itself; one that waits for more may have to close now
-        if was_empty || !self.policy.max_delay.is_zero() {
-            self.changed.notify_one();
+        if !is_small {
+            // a busy thread looks by itself; one that waits for more may have to close now
+            if was_empty || !self.policy.max_delay.is_zero() {
+                self.changed.notify_one();
+            }
+        } else if is_full {
+            self.run_queued();
+        } else {
+            turn.add(self);
         }
-        Ok(answer)
+        Ok(Queued {
+            answer,
+            is_timed: !is_small,
+        })
+    }
+
+    /// Run all that is queued in this thread.
+    pub fn run_queued(&self) {
+        let mut dropped = Vec::new();
+        loop {
+            let now = Instant::now();
+            let step = locked(&self.queue).step(now, &mut dropped);
+            if !dropped.is_empty() {
+                self.drop_unrun(&mut dropped);
+            }
+            match step {
+                Step::Run(batch, closing) => self.run(batch, closing, now),
+                Step::Wait(_) | Step::End => return,
+            }
+        }
     }
 
     /// Take no more and answer what is queued; say whether all was answered in time.
@@ -238,14 +285,22 @@ impl Version {
         is_ended
     }
 
-    /// Run the graph once, outside of any batch; `rows` and the time count for admission.
-    pub fn run_once(&self, inputs: &[Array], rows: usize) -> Result<Vec<Array>, String> {
+    /// Run the graph once, outside of any batch; a measured run counts for admission.
+    pub fn run_once(
+        &self,
+        inputs: &[Array],
+        rows: usize,
+        is_measured: bool,
+    ) -> Result<Vec<Array>, String> {
         let shapes: Vec<Vec<i64>> = inputs.iter().map(|array| array.shape.clone()).collect();
         let parts: Vec<[&Bytes; 1]> = inputs.iter().map(|array| [&array.data]).collect();
         let parts: Vec<&[&Bytes]> = parts.iter().map(|part| &part[..]).collect();
         let began = Instant::now();
         let outputs = self.run_graph(&shapes, &parts)?;
-        locked(&self.queue).run_times.record(rows, began.elapsed());
+        if is_measured {
+            let now = Instant::now();
+            locked(&self.queue).ended(rows, now - began, now);
+        }
         Ok(outputs)
     }
 
@@ -296,8 +351,9 @@ impl Version {
         let rows: usize = batch.iter().map(|entry| entry.waiting.rows).sum();
         match self.run_together(&batch, rows) {
             Ok(outputs) => {
-                let took = began.elapsed();
-                locked(&self.queue).run_times.record(rows, took);
+                let now = Instant::now();
+                let took = now - began;
+                locked(&self.queue).ended(rows, took, now);
                 self.note_run(rows, took, closing);
                 self.answer(batch, &outputs, rows, began);
             }

@@ -17,7 +17,7 @@ use prost::Message;
 
 use crate::contract::Refusal;
 
-const PREFIX: usize = 5; // one byte of compression, four of length
+pub const PREFIX: usize = 5; // one byte of compression, four of length
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -139,8 +139,8 @@ fn joined(chunks: &VecDeque<Bytes>, size: usize) -> Bytes {
     whole.freeze().slice(PREFIX..)
 }
 
-/// The response of a call that is answered.
-pub fn replied(message: &impl Message, marks: &[(HeaderName, HeaderValue)]) -> Response<Body> {
+/// A message as the body of a call carries it.
+pub fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut data = BytesMut::with_capacity(PREFIX + length);
     data.put_u8(0);
@@ -148,11 +148,16 @@ pub fn replied(message: &impl Message, marks: &[(HeaderName, HeaderValue)]) -> R
     message
         .encode(&mut data)
         .expect("a buffer grows with what is written");
+    data.freeze()
+}
+
+/// The response of a call that is answered, with a framed message.
+pub fn replied(message: Bytes, marks: &[(HeaderName, HeaderValue)]) -> Response<Body> {
     let mut trailers = HeaderMap::with_capacity(1 + marks.len());
     trailers.insert(STATUS, HeaderValue::from_static("0"));
     trailers.extend(marks.iter().cloned());
     let mut response = Response::new(Body {
-        chunks: VecDeque::from([data.freeze()]),
+        chunks: VecDeque::from([message]),
         rest: None,
         trailers: Some(trailers),
     });

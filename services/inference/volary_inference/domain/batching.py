@@ -27,6 +27,8 @@ from volary_inference.domain.in_place import SHORT_S, TRIAL_S, InPlace
 from volary_inference.domain.run_times import RunTimes
 
 log = logging.getLogger(__name__)
+# of what waits before a call, on top: a queue that is as long as the deadline answers all too late
+MARGIN = 0.5
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -230,7 +232,8 @@ class Batcher:
 
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         if self._queued_rows + ticket.rows > self.policy.max_queued_rows and self._queue:
-            raise _overloaded("the queue of this version is full", self._drain_s())
+            drain_s = self._run_s(self._queued_rows, now_s)
+            raise _overloaded("the queue of this version is full", drain_s)
         predicted_s = self._predicted_s(ticket.rows, ticket.deadline_s, now_s)
         if now_s + predicted_s > ticket.deadline_s:
             raise _overloaded("the call could not finish within its deadline", predicted_s)
@@ -238,13 +241,13 @@ class Batcher:
     def _predicted_s(self, rows: int, deadline_s: float, now_s: float) -> float:
         """Only what is due earlier runs before; what runs now has to end first."""
         ahead = sum(queued.rows for due, _, queued in self._queue if due <= deadline_s)
-        full, rest = divmod(ahead + rows, self.policy.max_rows)
-        run_s = full * self.run_times.predict_s(self.policy.max_rows)
-        return max(0.0, self._busy_until_s - now_s) + run_s + self.run_times.predict_s(rest)
+        busy_s = max(0.0, self._busy_until_s - now_s)
+        return busy_s + self._run_s(ahead + rows, now_s) + MARGIN * self._run_s(ahead, now_s)
 
-    def _drain_s(self) -> float:
-        batches = self._queued_rows / self.policy.max_rows
-        return batches * self.run_times.predict_s(self.policy.max_rows)
+    def _run_s(self, rows: int, now_s: float) -> float:
+        full, rest = divmod(rows, self.policy.max_rows)
+        run_s = full * self.run_times.predict_s(self.policy.max_rows, now_s) if full else 0.0
+        return run_s + self.run_times.predict_s(rest, now_s)
 
     def _work(self) -> None:
         while True:
@@ -279,7 +282,7 @@ class Batcher:
             return Closing.SIZE, None
         late_s = self._oldest_s + self.policy.max_delay_s
         rows = min(self._queued_rows, self.policy.max_rows)
-        due_s = self._queue[0][0] - self.run_times.predict_s(rows)
+        due_s = self._queue[0][0] - self.run_times.predict_s(rows, now_s)
         if late_s <= now_s:
             return Closing.DELAY, None
         if due_s <= now_s:
@@ -321,7 +324,7 @@ class Batcher:
 
     def _begin(self, batch: Sequence[Ticket], now_s: float) -> None:
         rows = sum(ticket.rows for ticket in batch)
-        self._busy_until_s = now_s + self.run_times.predict_s(rows)
+        self._busy_until_s = now_s + self.run_times.predict_s(rows, now_s)
         for ticket in batch:
             ticket.queue_s = now_s - ticket.enqueued_s
             ticket.batch_rows = rows
@@ -352,10 +355,12 @@ class Batcher:
     def _run_once(self, batch: Sequence[Ticket], closing: Closing) -> None:
         began_s = self._clock.monotonic_s()
         outputs = self._runner.run(_joined(batch))
-        seconds = self._clock.monotonic_s() - began_s
+        ended_s = self._clock.monotonic_s()
+        seconds = ended_s - began_s
         rows = sum(ticket.rows for ticket in batch)
         parts = _parted(batch, outputs) if self._is_batched else [outputs]
-        self.run_times.record(rows, seconds)
+        self.run_times.record(rows, seconds, ended_s)
+        self._busy_until_s = ended_s
         self._observer.ran(rows, seconds, closing)
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)

@@ -153,8 +153,8 @@ class Guard:
 
     @property
     def is_plain(self) -> bool:
-        """True when nothing is declared: an engine may leave the guard out."""
-        parts = (self.breaker, self.cache, self.rule, self.calibration, self.bands, self.responses)
+        """True when no more than a calibration is there: an engine may leave the guard out."""
+        parts = (self.breaker, self.cache, self.rule, self.bands, self.responses)
         return not self.has_none and all(part is None for part in parts)
 
     def enter(self) -> None:

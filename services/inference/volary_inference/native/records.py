@@ -6,14 +6,14 @@ import logging
 import threading
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from volary_kit.metrics import CallMetrics
-from volary_kit.streams import PREDICTIONS
+from volary_kit.streams import FIELD, MAX_LENGTH, PREDICTIONS
 from volary_kit.telemetry import Telemetry
 
 from volary_inference.domain.events import EventRing
 from volary_inference.native.module import DataPlane
-from volary_inference.stream import append_to
+from volary_inference.stream import APPEND
 
 log = logging.getLogger(__name__)
 BATCH = 512
@@ -24,11 +24,16 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class NativeEvents:
-    """Appends prediction events to the stream; trouble with Redis is waited out."""
+    """Appends prediction events to the stream; trouble with Redis is waited out.
+
+    The plane gives them as they are sent: no byte of them is looked at here.
+    """
 
     def __init__(self, plane: DataPlane, client: redis.Redis, stream: str = PREDICTIONS) -> None:
         self._plane = plane
-        self._append = append_to(client, stream)
+        self._client = client
+        self._script = b""  # its SHA-1, once Redis has it
+        self._rest = (b"1", stream.encode(), b"%d" % MAX_LENGTH, FIELD)
         self._is_closing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="native events", daemon=True)
@@ -48,24 +53,44 @@ class NativeEvents:
         while not self._stopping.is_set():
             # read before the events: what came until then is fetched
             is_last = self._is_closing
-            events = self._plane.take_events(BATCH, WAIT_S)
-            if events:
-                self._deliver(events)
+            count, events = self._plane.take_events(BATCH, WAIT_S)
+            if count:
+                self._deliver(count, events)
             elif is_last:
                 return
 
-    def _deliver(self, events: list[bytes]) -> None:
+    def _deliver(self, count: int, events: bytes) -> None:
         wait_s, longest_s = RETRY_S
         while not self._stopping.is_set():
             try:
                 # what is sent twice has the same event id
-                self._append(events)
+                self._append(count, events)
             except (RedisError, OSError) as error:
                 log.warning("prediction events wait: %s: %s", type(error).__name__, error)
                 self._stopping.wait(wait_s)
                 wait_s = min(longest_s, wait_s * 2)
             else:
                 return
+
+    def _append(self, count: int, events: bytes) -> None:
+        try:
+            self._send(count, events)
+        except NoScriptError:  # the first time, and when Redis was started anew
+            sha = self._client.script_load(APPEND)
+            self._script = sha if isinstance(sha, bytes) else str(sha).encode()
+            self._send(count, events)
+
+    def _send(self, count: int, events: bytes) -> None:
+        words = (b"EVALSHA", self._script, *self._rest)
+        head = b"*%d\r\n" % (len(words) + count)
+        head += b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+        pool = self._client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command([head, events])
+            connection.read_response()
+        finally:
+            pool.release(connection)
 
 
 class NativeRecords:
@@ -107,6 +132,6 @@ class NativeRecords:
         self._ring.add_dropped(events)
         count, request = self._plane.take_spans(BATCH, 0)
         self._telemetry.forward(request, count, spans)
-        while count == BATCH:
+        while count >= BATCH:
             count, request = self._plane.take_spans(BATCH, 0)
             self._telemetry.forward(request, count)

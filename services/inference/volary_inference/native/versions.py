@@ -13,6 +13,7 @@ from volary_kit.clock import Clock
 
 from volary_inference.domain.batching import BatchPolicy, Runner
 from volary_inference.domain.datatypes import DATATYPES
+from volary_inference.domain.decisions import Calibration
 from volary_inference.domain.failpoints import Failpoints
 from volary_inference.domain.guarding import Guard
 from volary_inference.domain.predictions import VersionKey
@@ -21,7 +22,7 @@ from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.signatures import Signature, TensorSpec
 from volary_inference.domain.statistics import Snapshot, Total
 from volary_inference.domain.versions import Serving, Version, Versions
-from volary_inference.domain.warming import GoldenRows, batch_sizes, feeds_of
+from volary_inference.domain.warming import MEASURED_RUNS, GoldenRows, batch_sizes, feeds_of
 from volary_inference.lifecycle.crashes import RunJournal, Slot
 from volary_inference.lifecycle.loading import Graph, Loader
 from volary_inference.lifecycle.package import Package, Reading
@@ -31,6 +32,7 @@ from volary_inference.native.module import DataPlane, NativeModule, NativeVersio
 log = logging.getLogger(__name__)
 MICROS = 1_000_000
 TEXT = "BYTES"
+SHARES = (0.1, 0.5, 0.7)  # of the way from one point of a calibration to the next
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -117,13 +119,19 @@ class NativeLoader(Loader):
     def _checked(self, graph: Graph, package: Package) -> NativeVersion:
         """Load and warm the native session; raise ValueError when it answers otherwise."""
         signature = graph.signature
+        calibration = None
+        if package.calibration is not None:
+            calibration = Calibration.from_document(package.calibration)
         native: NativeVersion = self._module.NativeVersion(
             package.graph,
             [_row(spec) for spec in signature.inputs],
             [_row(spec) for spec in signature.outputs],
+            None if calibration is None else (calibration.scores, calibration.probabilities),
             self._batches.max_rows,
             int(self._batches.max_delay_s * MICROS),
         )
+        if calibration is not None:
+            _compare(native, calibration)
         golden = None
         if package.golden is not None:
             golden = GoldenRows.from_document(package.golden, signature)
@@ -142,7 +150,7 @@ def _warm(
     max_rows: int,
     golden: GoldenRows | None,
 ) -> None:
-    """Run each batch size twice; raise ValueError when a bit differs from the other session."""
+    """Run each batch size; raise ValueError when a bit differs from the other session."""
     for rows in batch_sizes(signature, max_rows):
         feeds = feeds_of(signature, rows, golden)
         arrays = [feeds[spec.name] for spec in signature.inputs]
@@ -150,12 +158,23 @@ def _warm(
             (list(array.shape), np.ascontiguousarray(array, _dtype(spec)).tobytes())
             for spec, array in zip(signature.inputs, arrays, strict=True)
         ]
-        native.run(inputs, rows)  # the first run of a size reserves memory
-        found, expected = native.run(inputs, rows), graph.run(feeds)
+        native.run(inputs, rows, False)  # the first run of a size reserves memory
+        for _ in range(MEASURED_RUNS - 1):
+            native.run(inputs, rows, True)
+        found, expected = native.run(inputs, rows, True), graph.run(feeds)
         for spec, (shape, data) in zip(signature.outputs, found, strict=True):
             wanted = np.ascontiguousarray(expected[spec.name], _dtype(spec))
             if tuple(shape) != wanted.shape or data != wanted.tobytes():
                 raise ValueError(f"{spec.name} of {rows} rows differs between the engines")
+
+
+def _compare(native: NativeVersion, calibration: Calibration) -> None:
+    """Raise ValueError when a score gets another probability than from numpy."""
+    points = np.array(calibration.scores)
+    between = [points + share * np.diff(points, append=points[-1] + 1) for share in SHARES]
+    scores = np.concatenate([points, points[:1] - 1, *between])
+    if native.calibrated(scores.tolist()) != calibration.probability(scores).tolist():
+        raise ValueError("a calibrated score differs between the engines")
 
 
 def _dtype(spec: TensorSpec) -> np.dtype:

@@ -1,0 +1,174 @@
+//! The reply of ModelInfer, written straight into the bytes that are sent.
+//!
+//! The generated types hold each name and each parameter in memory of its own: to fill one, to
+//! encode it and to throw it away costs several times the run of a small graph. The numbers below
+//! are fields of the Open Inference Protocol V2; a test reads them back with the generated types.
+
+use std::io::Write;
+
+use bytes::{BufMut, Bytes};
+use prost::encoding::{encode_key, encode_varint, encoded_len_varint, WireType};
+use prost::Message;
+
+use crate::infer::{Answered, Asked};
+use crate::records::Origin;
+use crate::version::Array;
+use crate::wire::PREFIX;
+
+mod response {
+    pub const MODEL_NAME: u32 = 1;
+    pub const MODEL_VERSION: u32 = 2;
+    pub const ID: u32 = 3;
+    pub const PARAMETERS: u32 = 4;
+    pub const OUTPUTS: u32 = 5;
+    pub const RAW_OUTPUT_CONTENTS: u32 = 6;
+}
+mod tensor {
+    pub const NAME: u32 = 1;
+    pub const DATATYPE: u32 = 2;
+    pub const SHAPE: u32 = 3;
+    pub const CONTENTS: u32 = 5;
+}
+mod parameter {
+    pub const BOOL: u32 = 1;
+    pub const INT64: u32 = 2;
+    pub const STRING: u32 = 3;
+    pub const DOUBLE: u32 = 4;
+}
+mod entry {
+    pub const KEY: u32 = 1;
+    pub const VALUE: u32 = 2;
+}
+
+/// The framed message: raw when the request was, or when an output has no typed form.
+pub fn reply_of(asked: &Asked, answered: &Answered, origin: &Origin) -> Bytes {
+    let part = &answered.part;
+    let sizes = part.outputs.iter().map(|array| array.data.len());
+    let mut out = Vec::with_capacity(512 + sizes.sum::<usize>());
+    out.extend_from_slice(&[0; PREFIX]);
+    let about = &asked.loaded.about;
+    text(&mut out, response::MODEL_NAME, &about.model);
+    let number = |out: &mut Vec<u8>| drop(write!(out, "{}", about.version));
+    nested(&mut out, response::MODEL_VERSION, number);
+    if !asked.id.is_empty() {
+        text(&mut out, response::ID, &asked.id);
+    }
+    provenance(&mut out, asked, answered, origin);
+    outputs(&mut out, asked, &part.outputs);
+    let length = (out.len() - PREFIX) as u32;
+    out[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    out.into()
+}
+
+fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Origin) {
+    let (about, part) = (&asked.loaded.about, &answered.part);
+    let number = |out: &mut Vec<u8>, name, value: i64| {
+        parameter(out, name, |out| integer(out, parameter::INT64, value));
+    };
+    let word = |out: &mut Vec<u8>, name, value: &str| {
+        parameter(out, name, |out| text(out, parameter::STRING, value));
+    };
+    number(out, "volary_version", about.version);
+    word(out, "volary_digest", &about.digest);
+    word(out, "volary_tier", "model");
+    word(out, "volary_route", &origin.route);
+    parameter(out, "volary_prediction_id", |out| {
+        let id = |out: &mut Vec<u8>| origin.write_prediction_id(out, about.version);
+        nested(out, parameter::STRING, id);
+    });
+    number(out, "volary_queue_us", part.queued.as_micros() as i64);
+    number(out, "volary_batch_size", part.batch_rows as i64);
+    if let Some(confidence) = answered.confidence {
+        parameter(out, "volary_confidence", |out| {
+            encode_key(parameter::DOUBLE, WireType::SixtyFourBit, out);
+            out.put_f64_le(confidence);
+        });
+    }
+    if asked.loaded.version.calibration.is_some() {
+        let is_true = |out: &mut Vec<u8>| integer(out, parameter::BOOL, 1);
+        parameter(out, "volary_calibrated", is_true);
+    }
+}
+
+fn outputs(out: &mut Vec<u8>, asked: &Asked, arrays: &[Array]) {
+    let specs = &asked.loaded.version.outputs;
+    let is_typed = |index: &usize| specs[*index].datatype.is_typed();
+    let is_raw = asked.is_raw || !asked.outputs.iter().all(is_typed);
+    for index in &asked.outputs {
+        let (spec, array) = (&specs[*index], &arrays[*index]);
+        nested(out, response::OUTPUTS, |out| {
+            text(out, tensor::NAME, &spec.name);
+            text(out, tensor::DATATYPE, spec.datatype.name());
+            nested(out, tensor::SHAPE, |out| {
+                for size in &array.shape {
+                    encode_varint(*size as u64, out);
+                }
+            });
+            if let Some(contents) = spec.datatype.to_contents(&array.data).filter(|_| !is_raw) {
+                encode_key(tensor::CONTENTS, WireType::LengthDelimited, out);
+                encode_varint(contents.encoded_len() as u64, out);
+                contents.encode_raw(out);
+            }
+        });
+    }
+    for index in asked.outputs.iter().filter(|_| is_raw) {
+        let data = &arrays[*index].data;
+        encode_key(
+            response::RAW_OUTPUT_CONTENTS,
+            WireType::LengthDelimited,
+            out,
+        );
+        encode_varint(data.len() as u64, out);
+        out.extend_from_slice(data);
+    }
+}
+
+fn parameter(out: &mut Vec<u8>, name: &str, choice: impl FnOnce(&mut Vec<u8>)) {
+    nested(out, response::PARAMETERS, |out| {
+        text(out, entry::KEY, name);
+        nested(out, entry::VALUE, choice);
+    });
+}
+
+fn integer(out: &mut Vec<u8>, field: u32, value: i64) {
+    encode_key(field, WireType::Varint, out);
+    encode_varint(value as u64, out);
+}
+
+fn text(out: &mut Vec<u8>, field: u32, value: &str) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(value.len() as u64, out);
+    out.extend_from_slice(value.as_bytes());
+}
+
+/// Write what is as long as it turns out to be.
+fn nested(out: &mut Vec<u8>, field: u32, fill: impl FnOnce(&mut Vec<u8>)) {
+    encode_key(field, WireType::LengthDelimited, out);
+    let place = out.len();
+    out.push(0);
+    fill(out);
+    let length = out.len() - place - 1;
+    if let Ok(short @ 0..=127) = u8::try_from(length) {
+        out[place] = short;
+        return;
+    }
+    let mut bytes = Vec::with_capacity(encoded_len_varint(length as u64));
+    encode_varint(length as u64, &mut bytes);
+    out.splice(place..=place, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_longer_than_a_byte_counts_is_moved_aside() {
+        for length in [0, 1, 127, 128, 300, 20_000] {
+            let (mut out, value) = (Vec::new(), "x".repeat(length));
+            nested(&mut out, 1, |out| out.extend_from_slice(value.as_bytes()));
+            let mut whole = Vec::new();
+            text(&mut whole, 1, &value);
+            assert_eq!(out, whole, "{length}");
+        }
+    }
+}
