@@ -15,6 +15,7 @@ from temporalio import workflow
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
+    FailureError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
@@ -94,8 +95,7 @@ class ExperimentWorkflow:
             is_cancelled = is_cancelled_exception(error)
             why = "cancelled" if is_cancelled else f"failed: {cause_of(error)}"
             await self._end(Ended(State.STOPPED if is_cancelled else State.FAILED, why))
-        if self._group is not None:
-            await self._group.signal("release")
+        await self._let_go()
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self.status()
 
@@ -173,6 +173,15 @@ class ExperimentWorkflow:
         except WorkflowAlreadyStartedError as error:
             text = f"another experiment of group {spec.group} is running"
             raise self._invalid({"group": text}) from error
+
+    async def _let_go(self) -> None:
+        """Free the group; that it is free already, by an operator's hand, harms nothing."""
+        if self._group is None:
+            return
+        try:
+            await self._group.signal("release")
+        except FailureError as error:
+            workflow.logger.warning("group %s was not held any more: %s", self._spec.group, error)
 
     async def _prepare(self) -> None:
         """Have every treatment loaded, and answer by itself, before anybody's traffic."""

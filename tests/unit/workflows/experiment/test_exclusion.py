@@ -78,6 +78,16 @@ async def test_a_group_is_free_again_when_its_holder_is_terminated(real):
         assert (await again.result()).state == "CONCLUDED"
 
 
+async def test_an_operator_who_frees_the_group_does_not_end_the_experiment(real):
+    async with serving(real, World()) as queue:
+        handle = await started(real, queue, replace(GROUPED, group="header"))
+        await running(handle)
+        held = real.client.get_workflow_handle(experiment_group_id("default", "header"))
+        await held.terminate("by an operator")
+        assert (await handle.query("status", result_type=ExperimentStatus)).state == "RUNNING"
+        assert (await stopped(handle)).state == "STOPPED"
+
+
 async def test_a_model_has_one_owner_of_its_traffic(real):
     spec = replace(QUICK, model="owned")
     plan = replace(rolling.SPEC, model="owned", max_extensions=1_000, poll_s=0.2)
