@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ PLAN = replace(
 
 
 async def main() -> None:
-    """Write every history, and the doctored one."""
+    """Write every history, and the doctored one; with names, only those."""
     HISTORIES.mkdir(exist_ok=True)
     async with await time_skipping_environment() as environment:
         promoted = await _rollout(environment, World())
@@ -57,6 +58,9 @@ async def main() -> None:
         _write("rollout_staged_aborted", await _aborted(environment))
         _write("rollout_of_a_plan", await _rollout(environment, World(cooling_s=[HOUR_S]), PLAN))
         _write("retrain_searchable_promoted", await _retrain(environment))
+        first, last = await _continued(environment)
+        _write("rollout_continued_first", first)
+        _write("rollout_continued_last", last)
         await record_experiments(environment)
     _write("doctored_rollout_staged_promoted", doctored(promoted))
 
@@ -90,6 +94,21 @@ async def _rollout(
         return json.loads((await handle.fetch_history()).to_json())
 
 
+async def _continued(environment: WorkflowEnvironment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the first and the last run of a rollout whose bake takes more looks than one has."""
+    async with serving(environment, World()) as queue:
+        handle = await started(environment, queue, SHORT, looks_a_run=5)
+        await handle.result()
+        first = environment.client.get_workflow_handle(
+            handle.id, run_id=handle.first_execution_run_id
+        )
+        last = environment.client.get_workflow_handle(handle.id)
+        return (
+            json.loads((await first.fetch_history()).to_json()),
+            json.loads((await last.fetch_history()).to_json()),
+        )
+
+
 async def _aborted(environment: WorkflowEnvironment) -> dict[str, Any]:
     world = World(looks={"canary": UNSURE})
     async with serving(environment, world) as queue:
@@ -116,6 +135,8 @@ def doctored(history: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(name: str, history: dict[str, Any]) -> None:
+    if sys.argv[1:] and name not in sys.argv[1:]:
+        return
     text = re.sub(r'"identity": "[^"]*"', '"identity": "worker"', json.dumps(history, indent=1))
     (HISTORIES / f"{name}.json").write_text(text + "\n")
 

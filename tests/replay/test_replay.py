@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from temporalio.workflow import NondeterminismError
 from volary_workflows.worker import WORKFLOWS
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
+HISTORIES_BY_NAME = {path.stem: path for path in HISTORIES}
 SOUND = [path for path in HISTORIES if not path.name.startswith("doctored")]
 DOCTORED = [path for path in HISTORIES if path.name.startswith("doctored")]
 
@@ -24,8 +26,15 @@ def text_of(path: Path) -> str:
 
 
 def test_there_are_histories_of_both_kinds():
-    assert len(SOUND) >= 9
+    assert len(SOUND) >= 11
     assert DOCTORED
+
+
+def test_one_of_them_continued_as_new_and_another_was_continued():
+    first, last = (HISTORIES_BY_NAME[f"rollout_continued_{end}"] for end in ("first", "last"))
+    assert "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW" in text_of(first)
+    begun = json.loads(text_of(last))["events"][0]["workflowExecutionStartedEventAttributes"]
+    assert begun["continuedExecutionRunId"]
 
 
 @pytest.mark.parametrize("path", SOUND, ids=name_of)

@@ -66,6 +66,12 @@ class EnvoyAdmin:
                 await asyncio.sleep(LOOK_AGAIN_S)
         return waiting
 
+    async def in_flight(self, cluster: str) -> int | None:
+        """Return how many calls a cluster has that have not ended, None without an answer."""
+        name = re.escape(f"cluster.{cluster}.upstream_rq_")
+        stats = await self._stats(f"^{name}(pending_)?active$")
+        return None if stats is None else sum(stats.values())
+
     async def read(self) -> Reading | None:
         """Return the counters, None when Envoy does not answer."""
         began_us = self._clock.now_us()

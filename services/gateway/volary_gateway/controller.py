@@ -324,6 +324,10 @@ class Controller:
         """Return on how many replicas a version is ready."""
         return self.fleet.readiness(version, self.desired)
 
+    async def calls_in_flight(self, version: VersionName) -> int | None:
+        """Return how many calls are on their way to a version, None while Envoy is away."""
+        return await self._admin.in_flight(version.cluster)
+
     async def load_version(self, version: VersionName, digest: str) -> None:
         """Put a version into the desired set."""
         async with self._writing:

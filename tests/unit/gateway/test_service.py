@@ -24,6 +24,7 @@ from volary.gateway.v1 import (
     traffic_service_pb2,
 )
 from volary.policy.v1 import policy_pb2
+from volary_kit.testing import eventually
 
 from tests.unit.gateway.mesh import Mesh, mesh
 from tests.unit.gateway.rig import Backend, Load, until
@@ -529,3 +530,34 @@ async def test_state_of_the_world_form_of_discovery_is_refused_by_name(started: 
     await call.write(discovery_pb2.DiscoveryRequest(type_url="any"))
     assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "StreamAggregatedResources" in await call.details()
+
+
+async def test_calls_on_their_way_to_a_version_are_counted_until_they_end(running: Mesh):
+    async def seen() -> replica_service_pb2.VersionReadiness:
+        request = replica_service_pb2.GetVersionReadinessRequest(
+            name=f"{running.name}/versions/1", count_calls=True
+        )
+        return await running.replicas.GetVersionReadiness(
+            request, metadata=running.as_service(), timeout=5
+        )
+
+    is_over = asyncio.Event()
+
+    async def requests():
+        yield v2.ModelInferRequest(model_name=running.model)
+        await is_over.wait()
+
+    client = Client(running)
+    assert (await seen()).calls_in_flight == 0
+    stream = client.stub.ModelStreamInfer(requests(), metadata=client.key, timeout=30)
+    answers = aiter(stream)
+    await anext(answers)
+    assert (await seen()).calls_in_flight == 1
+    is_over.set()
+    assert [answer async for answer in answers] == []
+
+    async def is_quiet() -> bool:
+        found = await seen()
+        return found.HasField("calls_in_flight") and not found.calls_in_flight
+
+    await eventually(is_quiet)

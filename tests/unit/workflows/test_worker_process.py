@@ -168,7 +168,9 @@ class Mesh(
     async def GetVersionReadiness(self, request, context):
         is_held = model_of(request.name) == "at-loading" and not self.released.is_set()
         ready = 0 if is_held else 1
-        return replica_service_pb2.VersionReadiness(ready_replicas=ready, attached_replicas=1)
+        return replica_service_pb2.VersionReadiness(
+            ready_replicas=ready, attached_replicas=1, calls_in_flight=0
+        )
 
     async def UnloadVersion(self, request, context):
         await self.hold(model_of(request.name), "at-rolling-back")

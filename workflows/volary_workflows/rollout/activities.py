@@ -49,7 +49,8 @@ from volary_workflows.rollout.traffic_calls import EFFECT_POLL_S, TrafficCalls, 
 from volary_workflows.rollout.webhooks import Webhooks
 
 READY_WAIT_S = 5.0
-DRAIN_S = 3.0
+DRAIN_S = 10.0  # no call is let take longer by default; Envoy may be away
+QUIET_LOOKS = 2  # a call between two attempts is none for some milliseconds
 MISSING_KEY = "MISSING_KEY_BASELINE"
 MICROS = 1_000_000
 WENT_BACK = (traffic_pb2.CAUSE_ROLLBACK, traffic_pb2.CAUSE_BREAK_GLASS, traffic_pb2.CAUSE_BRAKE)
@@ -154,14 +155,25 @@ class RolloutActivities:
         """Let the replicas drop the version; False when somebody gave it traffic meanwhile.
 
         Calls that were routed before the traffic changed are still being answered, or retried:
-        they are given `DRAIN_S` before their endpoints go.
+        their endpoints stay until Envoy has had none on its way, or for `DRAIN_S`.
         """
-        await asyncio.sleep(DRAIN_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await self._drained(version_name(subject))
         request = replica_service_pb2.UnloadVersionRequest(name=version_name(subject))
         with suppress(FailedPrecondition, NotFound):
             await self._replicas.UnloadVersion(request)
             return True
         return False
+
+    async def _drained(self, name: str) -> None:
+        request = replica_service_pb2.GetVersionReadinessRequest(name=name, count_calls=True)
+        quiet = 0
+        while quiet < QUIET_LOOKS:
+            seen = await self._replicas.GetVersionReadiness(request)
+            is_quiet = seen.HasField("calls_in_flight") and not seen.calls_in_flight
+            quiet = quiet + 1 if is_quiet else 0
+            await asyncio.sleep(EFFECT_POLL_S)
 
     @activity.defn
     async def set_traffic(self, change: TrafficChange) -> TrafficState:

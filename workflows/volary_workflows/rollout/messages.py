@@ -236,10 +236,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Rollout:
-    """The workflow's input; `progress` is set when it continues as new."""
+    """The workflow's input; `progress` is set when it continues as new.
+
+    It does so after `looks_a_run` looks, so that a worker which takes it over reads a short
+    history: some 10 events a look.
+    """
 
     spec: RolloutSpec
     progress: Progress | None = None
+    looks_a_run: int = 200
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the rol
 NOTICE_PATIENCE = timedelta(minutes=2)  # nobody waits for a web hook that is down
 TOLD = (*ENDS, State.AWAITING_APPROVAL, State.ROLLING_BACK)
 SECOND_SHAPE = "staged-and-searchable"
+SHORT_RUNS = "short-runs"
 
 
 class Ended(Exception):
@@ -58,11 +59,15 @@ class Running:
     _spec: RolloutSpec
     _progress: Progress
     _notices: list[asyncio.Task[None]]
+    _looks_a_run: int
+    _looks: int  # of this run
 
     def _init(self, rollout: Rollout) -> None:
         self._spec = rollout.spec
         self._progress = rollout.progress or Progress()
         self._notices = []
+        self._looks_a_run = rollout.looks_a_run
+        self._looks = 0
 
     def _is_of_first_shape(self) -> bool:
         """Say whether a worker that knew neither staging nor search attributes began this run."""

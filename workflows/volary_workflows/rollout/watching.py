@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.judge.inputs import FAIL, INCOMPLETE_EVIDENCE, PASS, PAUSING
     from volary_workflows.rollout.freezing import frozen_until
     from volary_workflows.rollout.messages import Look, Rollout, ShadowDiff, State
-    from volary_workflows.rollout.running import Ended, cause_of, now_s
+    from volary_workflows.rollout.running import SHORT_RUNS, Ended, cause_of, now_s
     from volary_workflows.rollout.tasks import JudgeTask, ShadowTask
     from volary_workflows.rollout.traffic import TrafficWrites
 
@@ -69,9 +69,10 @@ class Watching(TrafficWrites):
 
     async def _pass_time(self, seconds: float, skips: int) -> None:
         progress = self._progress
-        if workflow.info().is_continue_as_new_suggested():
+        if self._is_long():
             await self._finish()
-            workflow.continue_as_new(Rollout(self._spec, progress))
+            if progress.skips == skips and not progress.stop:  # what was said meanwhile comes first
+                workflow.continue_as_new(Rollout(self._spec, progress, self._looks_a_run))
         try:
             await workflow.wait_condition(
                 lambda: bool(progress.stop) or progress.skips > skips,
@@ -81,9 +82,15 @@ class Watching(TrafficWrites):
             return
         self._heed_stop()
 
+    def _is_long(self) -> bool:
+        if workflow.info().is_continue_as_new_suggested():
+            return True
+        return self._looks >= self._looks_a_run and workflow.patched(SHORT_RUNS)
+
     async def _look(self, step: str, *, is_due: bool) -> None:
         progress = self._progress
         progress.looks += 1
+        self._looks += 1
         look = await self._forward("judge_rollout", self._task(step, is_due=is_due), Look)
         if look.evaluation and look.evaluation != progress.look.evaluation:
             progress.evaluations.append(look.evaluation)

@@ -78,7 +78,12 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
                     if self._controller.readiness(version).is_decided:
                         break
                     await change.wait()
-        return _readiness(self._controller.readiness(version))
+        readiness = _readiness(self._controller.readiness(version))
+        if request.count_calls:
+            calls = await self._controller.calls_in_flight(version)
+            if calls is not None:
+                readiness.calls_in_flight = calls
+        return readiness
 
     async def ListReplicas(
         self, request: replica_service_pb2.ListReplicasRequest, context: Context

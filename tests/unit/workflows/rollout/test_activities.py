@@ -89,7 +89,13 @@ class Peers(
         return replica_service_pb2.VersionReadiness()
 
     async def GetVersionReadiness(self, request, context):
+        if request.count_calls and not self.readiness:
+            return replica_service_pb2.VersionReadiness()  # Envoy does not answer
         return self.readiness.pop(0)
+
+    async def UnloadVersion(self, request, context):
+        self.asked.append((request, len(self.readiness)))
+        return replica_service_pb2.VersionReadiness()
 
     async def GetModelVersion(self, request, context):
         if self.version is None:
@@ -513,3 +519,24 @@ def test_a_stale_generation_is_final_and_a_lost_peer_is_not():
     )
     assert not failure_of(Aborted("CALL_IN_PROGRESS", "still running")).non_retryable
     assert failure_of(NotFound("MODEL_NOT_FOUND", "no such model")).non_retryable
+
+
+def in_flight(*calls: int) -> list[replica_service_pb2.VersionReadiness]:
+    return [replica_service_pb2.VersionReadiness(calls_in_flight=each) for each in calls]
+
+
+async def test_a_version_is_let_go_once_its_last_call_was_answered():
+    peers = Peers(readiness=in_flight(3, 0, 1, 0, 0, 7))
+    async with serving(peers) as activities:
+        assert await run(activities.unload_version, SUBJECT)
+    ((request, unread),) = peers.asked
+    assert request.name.endswith("/versions/2")
+    assert unread == 1  # after two looks without a call, and not before
+
+
+async def test_a_version_is_let_go_in_time_although_envoy_does_not_answer(monkeypatch):
+    monkeypatch.setattr("volary_workflows.rollout.activities.DRAIN_S", 0.3)
+    peers = Peers(readiness=in_flight(1))
+    async with serving(peers) as activities:
+        assert await run(activities.unload_version, SUBJECT)
+    assert len(peers.asked) == 1

@@ -206,6 +206,7 @@ async def test_a_web_hook_that_is_down_stops_nothing(time_skipping):
     assert (status.state, world.notices) == ("PROMOTED", [])
 
 
+@pytest.mark.timeout(600)  # seconds on a machine of its own, on a busy one as long as it takes
 async def test_a_hundred_rollouts_of_days_end_as_they_should(time_skipping):
     """Every fifth goes back in its last step; each keeps a history of its own."""
     world = World()

@@ -282,6 +282,23 @@ async def test_what_continues_as_new_goes_on_where_it_was(time_skipping):
     assert entered["PROGRESSING"] - entered["CANARY"] < 7 * HOUR_S  # the wait did not begin anew
 
 
+async def test_a_long_rollout_is_many_short_runs_and_one_story(time_skipping):
+    world, whole = World(), World()
+    expected = await rolled(time_skipping, whole)
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, looks_a_run=5)
+        status = await handle.result()
+        last = time_skipping.client.get_workflow_handle(handle.id)
+        run_id = (await last.describe()).run_id
+    assert run_id != handle.first_execution_run_id
+    assert states(status) == states(expected)
+    assert world.steps == whole.steps
+    entered = {transition.state: transition.at_s for transition in status.history}
+    assert entered["PROMOTED"] - entered["BAKING"] < 25 * HOUR_S  # no bake began anew
+    assert len({task.look for task in world.tasks}) == len(world.tasks)
+    assert len({change.request_id for change in world.changes}) == len(world.changes)
+
+
 async def test_two_rollouts_of_one_candidate_never_share_their_evidence(time_skipping):
     first, second = await rolled(time_skipping, World()), await rolled(time_skipping, World())
     assert first.rollout != second.rollout

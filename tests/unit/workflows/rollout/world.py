@@ -200,10 +200,10 @@ async def serving(environment, world):
         yield queue
 
 
-async def started(environment, queue, spec=SPEC, progress=None):
+async def started(environment, queue, spec=SPEC, progress=None, **more):
     return await environment.client.start_workflow(
         "RolloutWorkflow",
-        Rollout(spec, progress),
+        Rollout(spec, progress, **more),
         id=f"{rollout_workflow_id(spec.project, spec.model)}/{queue}",
         task_queue=queue,
         result_type=RolloutStatus,
