@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +184,7 @@ class Steps:
         return await self._timed(name, 1, began, writing)
 
     async def _timed(
-        self, name: ModelName, version: int, began: float, writing: grpc.aio.Call
+        self, name: ModelName, version: int, began: float, writing: Awaitable[traffic_pb2.Traffic]
     ) -> float:
         await self.until_served_by(name, version)
         taken = time.perf_counter() - began
