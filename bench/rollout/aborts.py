@@ -30,7 +30,7 @@ from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.starting import start_rollout
 from volary_workflows.worker import make_worker, register_attributes
 
-from bench.rollout.many import READY_S, Many
+from bench.rollout.many import READY_S, Many, Steps
 from tests.unit.gateway.mesh import DIGEST
 
 QUEUE = "bench-aborts"
@@ -41,13 +41,14 @@ NEARLY_ALL = 9_999  # one call that meets production again says that the traffic
 class Prepared:
     """What a rollout asks before and beside its traffic."""
 
-    def __init__(self, generation: int) -> None:
-        self._generation = generation
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
 
     @activity.defn
-    async def check_rollout(self, _spec: RolloutSpec) -> Preflight:
+    async def check_rollout(self, spec: RolloutSpec) -> Preflight:
         """Let every rollout begin."""
-        return Preflight(DIGEST, 1, self._generation, "APPROVAL_STATE_APPROVED", "bench", [], [])
+        generation = self._steps.generation[ModelName(spec.project, spec.model)]
+        return Preflight(DIGEST, 1, generation, "APPROVAL_STATE_APPROVED", "bench", [], [])
 
     @activity.defn
     async def stage_version(self, _subject: Subject) -> StagingReport:
@@ -77,7 +78,7 @@ async def aborts(folder: Path, many: Many, times: int) -> list[float]:
     addresses = {"gateway": f"127.0.0.1:{many.running.port}"}
     channels = Channels("workflows", addresses, MeshDress(tokens))
     rollout = RolloutActivities(channels, Webhooks([]), SystemClock())
-    prepared = Prepared(generation=1)
+    prepared = Prepared(many.steps)
     activities: list[Callable[..., Any]] = [
         prepared.check_rollout,
         prepared.stage_version,
@@ -90,14 +91,15 @@ async def aborts(folder: Path, many: Many, times: int) -> list[float]:
     async with temporal(folder) as client:
         try:
             async with make_worker(client, activities, task_queue=QUEUE):
-                # of models whose traffic nobody has changed yet
-                return [await _abort(client, many, -1 - 7 * n) for n in range(1, times + 1)]
+                # each of another model: an abort is the last that is known of its generation
+                return [await _abort(client, many, at) for at in range(times)]
         finally:
             await channels.close()
 
 
 async def _abort(client: Client, many: Many, at: int) -> float:
-    name = many.steps.models[at]
+    name = many.steps.rolling[at]
+    await many.steps.brake(at)  # everything is at production before the rollout begins
     step = Step(NEARLY_ALL, HOUR_S, 1)
     spec = RolloutSpec(name.model, 2, steps=[step], poll_s=HOUR_S, requested_by="bench")
     handle = await start_rollout(client, spec, task_queue=QUEUE)

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from volary_cli.launcher.engines import PostgresEngine
 from volary_cli.launcher.engines import free_port as engine_port
 from volary_cli.launcher.engines import running as engine_running
 from volary_gateway import tables
-from volary_gateway.domain.names import ModelName
+from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import TOTAL, Traffic, Weight
 from volary_gateway.store import traffic as traffic_rows
 from volary_kit.database import Database
@@ -38,6 +38,7 @@ from tests.unit.gateway.rig import free_port
 
 PASSWORD = "bench"  # noqa: S105 - of an engine that lives for a minute on loopback
 PROJECT = "default"
+ROLLING = 64  # models with two versions, of which one is a candidate; the others have one
 REPORT_S = 3.0
 READY_S = 200.0
 CALL_S = 10.0
@@ -81,26 +82,31 @@ def names(models: int) -> list[ModelName]:
     return [ModelName(PROJECT, f"m{n:04d}") for n in range(models)]
 
 
-async def seed(url: str, models: Iterable[ModelName]) -> None:
-    """Store two versions of each model, the first in production."""
+def versions_of(models: list[ModelName]) -> list[VersionName]:
+    """Return the versions that a replica holds: a second one of the models that roll."""
+    found = [VersionName.of(name, 1) for name in models]
+    return found + [VersionName.of(name, 2) for name in models[:ROLLING]]
+
+
+async def seed(url: str, models: list[ModelName]) -> None:
+    """Store the versions of each model, the first in production."""
     stored = Database(url, "gateway")
     wanted = [
-        {"project": name.project, "model": name.model, "version": version, "digest": DIGEST}
-        for name in models
-        for version in (1, 2)
+        {"project": v.project, "model": v.model, "version": v.version, "digest": DIGEST}
+        for v in versions_of(models)
     ]
     async with stored.transaction() as transaction:
         await transaction.execute(sa.insert(tables.desired_versions), wanted)
-        for name in models:
-            traffic = Traffic(name, 1, (Weight(1, TOTAL - 1), Weight(2, 1)), production=1)
-            await traffic_rows.save(transaction, traffic, "")
+        for at, name in enumerate(models):
+            shares = (Weight(1, TOTAL - 1), Weight(2, 1)) if at < ROLLING else (Weight(1, TOTAL),)
+            await traffic_rows.save(transaction, Traffic(name, 1, shares, production=1), "")
     await stored.close()
 
 
 class Attached:
-    """A replica that has both versions of every model ready."""
+    """A replica that has every version ready."""
 
-    def __init__(self, running: Mesh, address: str, models: Iterable[ModelName]) -> None:
+    def __init__(self, running: Mesh, address: str, models: list[ModelName]) -> None:
         self._running = running
         self._report = replica_service_pb2.AttachRequest(
             replica_id="replica-0",
@@ -108,14 +114,13 @@ class Attached:
             incarnation="one",
             versions=[
                 replica_pb2.LoadedVersion(
-                    project=name.project,
-                    model=name.model,
-                    version=version,
+                    project=version.project,
+                    model=version.model,
+                    version=version.version,
                     digest=DIGEST,
                     state=replica_pb2.VERSION_STATE_READY,
                 )
-                for name in models
-                for version in (1, 2)
+                for version in versions_of(models)
             ],
         )
 
@@ -134,8 +139,9 @@ class Steps:
     """Changes of one model at a time, timed until a caller meets the other version."""
 
     def __init__(self, running: Mesh, models: list[ModelName]) -> None:
-        self.models = models
-        self._generation = dict.fromkeys(models, 1)
+        self._models = models
+        self.rolling = models[:ROLLING]
+        self.generation = dict.fromkeys(models, 1)
         self._leading = dict.fromkeys(models, 1)
         self._edge = v2_grpc.GRPCInferenceServiceStub(running.edge())
         self._key = running.api_key()
@@ -144,16 +150,16 @@ class Steps:
 
     async def begin(self) -> None:
         """Wait until every cluster is there: the last one is that of the last model."""
-        for name in (self.models[0], self.models[-1]):
+        for name in (self._models[0], self._models[-1]):
             await self.until_served_by(name, 1)
 
     async def step(self, at: int) -> float:
         """Turn a model's traffic round; return the seconds until a call met the other version."""
-        name = self.models[at % len(self.models)]
+        name = self.rolling[at % len(self.rolling)]
         version = 3 - self._leading[name]
         request = traffic_service_pb2.SetTrafficRequest(
             name=f"{name}/traffic",
-            expected_generation=self._generation[name],
+            expected_generation=self.generation[name],
             weights=[
                 traffic_pb2.Weight(version=version, weight=TOTAL - 1),
                 traffic_pb2.Weight(version=3 - version, weight=1),
@@ -169,7 +175,7 @@ class Steps:
 
     async def brake(self, at: int) -> float:
         """Take everything from a candidate; return the seconds until a call met production."""
-        name = self.models[at % len(self.models)]
+        name = self.rolling[at % len(self.rolling)]
         if self._leading[name] == 1:
             await self.step(at)
         request = traffic_service_pb2.BrakeRequest(name=f"{name}/traffic", version=2, weight=0)
@@ -178,14 +184,14 @@ class Steps:
         return await self._timed(name, 1, began, writing)
 
     async def _timed(
-        self, name: ModelName, version: int, began: float, writing: grpc.aio.Call
+        self, name: ModelName, version: int, began: float, writing: Awaitable[traffic_pb2.Traffic]
     ) -> float:
         await self.until_served_by(name, version)
         taken = time.perf_counter() - began
         written = await writing
         if not written.in_effect:
             raise AssertionError(f"the push is not in effect: {written}")
-        self._generation[name], self._leading[name] = written.generation, version
+        self.generation[name], self._leading[name] = written.generation, version
         return taken
 
     async def until_served_by(self, name: ModelName, version: int) -> None:

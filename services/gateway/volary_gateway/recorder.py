@@ -28,7 +28,7 @@ from volary_gateway.store.evidence import Gap, StoredVariant
 log = logging.getLogger(__name__)
 FLUSH_S = 0.2
 POLL_S = 0.5
-POLL_SHARE = 50  # Envoy answers in the thread that takes pushes: of its time one part in this many
+POLL_SHARE = 100  # Envoy answers in the thread that takes pushes: of its time one part in this many
 Live = Callable[[], Iterable[Traffic]]
 
 
