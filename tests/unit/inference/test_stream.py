@@ -10,6 +10,7 @@ from volary.events.v1 import event_pb2
 from volary_inference.domain.events import EventRing, PredictionRecord
 from volary_inference.domain.predictions import About, Origin, VersionKey
 from volary_inference.domain.versions import Versions
+from volary_inference.lifecycle.residence import Residence
 from volary_inference.measures import EngineCollector
 from volary_inference.stream import PredictionStream
 from volary_kit.timestamps import to_us
@@ -86,7 +87,7 @@ def test_the_metrics_count_what_the_ring_dropped() -> None:
     ring.offer(record(2))
     samples = {
         sample.name: sample.value
-        for metric in EngineCollector(Versions(), ring).collect()
+        for metric in EngineCollector(Versions(), ring, Residence(0, lambda _: False)).collect()
         for sample in metric.samples
     }
     assert samples["volary_prediction_events_dropped_total"] == 1
