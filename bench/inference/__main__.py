@@ -59,12 +59,13 @@ async def _own(
     times: Times,
 ) -> list[Line]:
     bound = json.loads(BOUNDS.read_text()).get(server.engine)
+    heavy = await measuring.heavy(generator, server, times)
     return [
         *measuring.small_lines(own, reference, bound),
-        await measuring.heavy(generator, server, limit, times),
-        await measuring.overload(generator, server, own.many.ok_per_s, times),
+        measuring.heavy_line(heavy, limit),
+        *await measuring.overload(generator, server, heavy.ok_per_s, times),
         await measuring.mixed_up(generator, server, tokens["copy"], times),
-        await measuring.swaps(generator, server, times),
+        *await measuring.swaps(generator, server, times),
     ]
 
 
