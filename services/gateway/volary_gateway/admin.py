@@ -33,6 +33,7 @@ class Reading:
     polls: Mapping[str, Poll]
     dropped: int
     uptime_s: int
+    began_us: int  # when Envoy was asked: of later attempts it says nothing
 
 
 class EnvoyAdmin:
@@ -87,6 +88,7 @@ class EnvoyAdmin:
             polls,
             stats.get("access_logs.grpc_access_log.logs_dropped", 0),
             stats.get("server.uptime", 0),
+            began_us,
         )
 
     async def _stats(self, pattern: str) -> dict[str, int] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from volary_kit.clock import Clock
@@ -18,7 +18,7 @@ from volary_kit.database import Database
 from volary_kit.errors import VolaryError
 
 from volary_gateway.admin import EnvoyAdmin, Reading
-from volary_gateway.domain.completeness import Account, Poll, Verdict
+from volary_gateway.domain.completeness import Account, Verdict
 from volary_gateway.domain.evidence import Attempt, Counts
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic
@@ -125,7 +125,7 @@ class Recorder:
             self._begin_again()
         elif last is not None and reading.dropped > last.dropped:
             self.doubt()
-        self._forget_all_but(reading.polls)
+        self._forget_all_but(reading)
         now_us = self._clock.now_us()
         verdicts: dict[ModelName, list[Verdict]] = {}
         for cluster, poll in reading.polls.items():
@@ -140,9 +140,6 @@ class Recorder:
                 verdicts.setdefault(version.parent, []).append(verdict)
                 if account.known_lost != before:
                     self._unsaved_accounts.add(cluster)
-        for cluster, account in self._accounts.items():
-            if cluster not in reading.polls:
-                account.rest()
         for model, found in verdicts.items():
             self._conclude(model, found)
 
@@ -163,14 +160,16 @@ class Recorder:
             account.forget()
             self._counts.records.pop(cluster, None)
 
-    def _forget_all_but(self, polls: Mapping[str, Poll]) -> None:
+    def _forget_all_but(self, reading: Reading) -> None:
         """Begin again for each cluster that Envoy has no more: its counter went with it.
 
-        When one of that name comes back, both sides begin at zero.
+        When one of that name comes back, both sides begin at zero. One whose first record came
+        while Envoy was asked is there, and in the next reading.
         """
-        for cluster in self._accounts.keys() - polls.keys():
+        for cluster in self._accounts.keys() - reading.polls.keys():
             account = self._accounts[cluster]
-            if account.records or account.known_lost != 0:
+            is_known = account.records or account.known_lost != 0
+            if is_known and not account.has_since(reading.began_us):
                 self.forget(cluster)
 
     def forget(self, cluster: str) -> None:

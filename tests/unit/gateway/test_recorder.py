@@ -30,7 +30,7 @@ class Story:
         for _ in range(times):
             now_us = self.clock.now_us()
             polls = {} if attempts is None else {CLUSTER: Poll(now_us, now_us, attempts)}
-            self.recorder._reconcile(Reading(polls, dropped=0, uptime_s=9))
+            self.recorder._reconcile(Reading(polls, 0, 9, now_us))
             self.clock.advance(LOOK_S)
 
     def answers(self, calls: int) -> None:
@@ -96,5 +96,15 @@ def test_a_version_that_is_let_go_is_counted_from_zero_when_it_is_wanted_again()
     story.recorder.forget(CLUSTER)  # and no reading comes before the next one of that name
     story.answers(2)
     story.looks(10, attempts=2)
+    assert story.recorder.is_reconciled(MODEL)
+    assert story.recorder._gaps == {}
+
+
+def test_a_first_record_that_overtakes_the_reading_without_it_is_kept():
+    story = Story()
+    story.looks(1, attempts=None)
+    story.answers(1)  # Envoy was asked just before: the answer has no such cluster yet
+    story.looks(1, attempts=None)
+    story.looks(10, attempts=1)
     assert story.recorder.is_reconciled(MODEL)
     assert story.recorder._gaps == {}

@@ -56,11 +56,9 @@ class Account:
             self.known_lost = 0
         self.polls.append(poll)
 
-    def rest(self) -> None:
-        """Take that Envoy has made no attempt since it began: none is missing."""
-        if self.known_lost is None:
-            self.forget()
-            self.known_lost = 0
+    def has_since(self, instant_us: int) -> bool:
+        """Say whether a record is of an attempt that ended at an instant or after it."""
+        return any(ended >= instant_us - GUARD_US for ended in self.recent)
 
     def judge(self, now_us: int) -> Verdict:
         """Return what the polls that are old enough say."""

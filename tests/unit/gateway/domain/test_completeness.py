@@ -132,14 +132,6 @@ def test_without_an_exact_poll_the_least_that_may_be_lost_is_believed():
     assert made.known_lost == 6
 
 
-def test_counter_that_was_never_touched_says_that_the_records_are_of_another_life():
-    made = account(known_lost=None, ended=(10 * MS, 20 * MS))
-    made.rest()
-    made.note(90 * MS)
-    assert judged(made, 200 * MS, 201 * MS, 2, times=AGREEING).lost == 1
-    assert judged(made, 300 * MS, 301 * MS, 2).is_clear
-
-
 def test_counter_of_a_new_process_is_held_against_new_records_only():
     made = account(ended=tuple(at * MS for at in range(1, 50)))
     made.forget()
@@ -149,7 +141,7 @@ def test_counter_of_a_new_process_is_held_against_new_records_only():
     assert verdicts[-1].is_clear
 
 
-def test_rest_forgets_nothing_that_is_known():
-    made = account(known_lost=4, ended=(10 * MS,))
-    made.rest()
-    assert made.known_lost == 4
+def test_account_knows_a_record_that_is_younger_than_a_reading():
+    made = account(ended=(10 * MS, 90 * MS))
+    assert made.has_since(80 * MS)
+    assert not made.has_since(100 * MS)
