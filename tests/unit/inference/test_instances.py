@@ -62,6 +62,22 @@ def test_two_instances_run_at_once_and_each_caller_gets_its_own() -> None:
         instances.put(ticket(0.0))
 
 
+def test_a_short_run_is_its_callers_own_while_an_instance_is_free() -> None:
+    class Plus:
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"y": feeds["x"] + 1}
+
+    instances = Instances([batcher(Plus(), RunTimes()) for _ in range(2)])
+    held = [each._turn for each in instances._batchers]
+    with held[0]:
+        one = ticket(4.0)
+        assert instances.run_now(one)
+        assert one.wait(0)["y"].tolist() == [[5.0]]
+        with held[1]:
+            assert not instances.run_now(ticket(5.0))
+    assert instances.close(WAIT_S)
+
+
 def package(instances: int) -> Package:
     data = graphs.sigmoid_sum()
     declared = {"features": ["a", "b", "c"], "instances": instances}

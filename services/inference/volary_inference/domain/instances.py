@@ -23,11 +23,19 @@ class Instances:
         """The limits of each batch."""
         return self._batchers[0].policy
 
+    def run_now(self, ticket: Ticket) -> bool:
+        """Run a short ticket in its caller's thread where an instance is free; say whether."""
+        return any(batcher.run_now(ticket) for batcher in self._turned())
+
     def put(self, ticket: Ticket) -> None:
         """Queue a ticket; raise ResourceExhausted when it could not finish in time anywhere."""
-        first = next(self._turns) % len(self._batchers)  # of those that are equally free
-        turned = self._batchers[first:] + self._batchers[:first]
-        min(turned, key=lambda each: each.predicted_s(ticket.rows, ticket.deadline_s)).put(ticket)
+        rows, deadline_s = ticket.rows, ticket.deadline_s
+        min(self._turned(), key=lambda each: each.predicted_s(rows, deadline_s)).put(ticket)
+
+    def _turned(self) -> tuple[Batcher, ...]:
+        """Return the batchers, beginning with another one each time: equal ones take turns."""
+        first = next(self._turns) % len(self._batchers)
+        return self._batchers[first:] + self._batchers[:first]
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more, answer what is queued; say whether all was answered in time."""
