@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -55,6 +56,12 @@ def stay_on_the_loopback() -> None:
 
 if __name__ == "__main__":
     stay_on_the_loopback()
-    ModelServer(
-        grpc_port=int(sys.argv[2]), http_port=int(sys.argv[3]), workers=1, enable_grpc=True
-    ).start([Small(sys.argv[1])])
+    server = ModelServer(
+        grpc_port=int(sys.argv[2]),
+        http_port=int(sys.argv[3]),
+        workers=1,
+        enable_grpc=True,
+        enable_latency_logging=False,
+    )
+    logging.getLogger("kserve").setLevel(logging.WARNING)  # it writes a line a call otherwise
+    server.start([Small(sys.argv[1])])
