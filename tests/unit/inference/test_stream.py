@@ -24,10 +24,6 @@ def record(n: int) -> PredictionRecord:
     return PredictionRecord(f"key-{n}", KEY, "d", "model", Origin("key"), about, n, 1_000 + n)
 
 
-def is_pinned(_: VersionKey) -> bool:
-    return False
-
-
 class Flaky:
     """A Redis client whose first appends fail, before or after they took effect."""
 
