@@ -77,6 +77,8 @@ class Serving(Strict):
     """The whole declaration; `features` are the names of the input's columns, in their order."""
 
     features: list[str] = Field(default_factory=list)
+    # batching threads, a core each: more than one where runs of the graph are long
+    instances: Annotated[int, Field(ge=1, le=16)] = 1
     fallback: Fallback = Fallback()
     breaker: Breaker | None = None
     response_cache: ResponseCache | None = None

@@ -25,9 +25,17 @@ def bench() -> None:
 def inference(
     quick: Annotated[bool, typer.Option("--quick", help="A minute, once all is built.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Triton, MLServer and KServe beside ours.")
+    ] = False,
+    models: Annotated[
+        int | None, typer.Option("--models", min=20, help="So many models on one replica instead.")
+    ] = None,
 ) -> None:
     """Put load on the inference service, beside a grpc.aio echo."""
-    _run("bench.inference", *(["--quick"] if quick else []), *(["--json"] if as_json else []))
+    options = [*(["--quick"] if quick else []), *(["--json"] if as_json else [])]
+    options += [*(["--peers"] if peers else []), *(["--models", str(models)] if models else [])]
+    _run("bench.inference", *options)
 
 
 @app.command()

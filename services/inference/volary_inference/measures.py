@@ -32,10 +32,11 @@ class EngineCollector(Collector):
             for version in self._versions.all()
             if version.serving is not None
         ]
+        yield self._held()
         yield _by_reason("volary_batches_closed", "Batches, by why they were closed", seen)
         yield from _totals(seen)
         yield from _guards(version for version in self._versions.all() if version.serving)
-        yield from self._memory()
+        yield from _occupancy(self._residence)
         dropped = CounterMetricFamily(
             "volary_prediction_events_dropped", "Events that found the ring full"
         )
@@ -45,14 +46,18 @@ class EngineCollector(Collector):
         queued.add_metric([], len(self._ring))
         yield queued
 
-    def _memory(self) -> Iterator[Metric]:
-        evicted = CounterMetricFamily(
-            "volary_graphs_evicted", "Graphs that were forgotten for want of memory"
+    def _held(self) -> Metric:
+        """Say what runs: a variant is never taken for what was trained."""
+        family = GaugeMetricFamily(
+            "volary_version_held",
+            "1 for each version that serves; precision is empty as trained",
+            labels=[*LABELS, "digest", "backend", "precision"],
         )
-        evicted.add_metric([], self._residence.evictions)
-        held = GaugeMetricFamily("volary_graphs_held_bytes", "What graphs under a budget hold")
-        held.add_metric([], self._residence.bytes_held)
-        yield from (evicted, held)
+        for version in self._versions.all():
+            if version.serving is not None:
+                names = [version.digest, version.serving.backend, version.precision]
+                family.add_metric([*_labels(version), *names], 1)
+        return family
 
 
 Seen = list[tuple[list[str], Snapshot]]
@@ -60,6 +65,23 @@ Seen = list[tuple[list[str], Snapshot]]
 
 def _labels(version: Version) -> list[str]:
     return [version.key.project, version.key.model, str(version.key.version)]
+
+
+def _occupancy(residence: Residence) -> Iterator[Metric]:
+    """Yield which graphs are in memory, where some may be forgotten."""
+    seen = residence.occupancy()
+    yield CounterMetricFamily("volary_graphs_evicted", "Graphs that were forgotten", seen.evictions)
+    yield GaugeMetricFamily(
+        "volary_graphs_held_bytes", "What graphs that may be forgotten hold", seen.held_bytes
+    )
+    graphs = GaugeMetricFamily("volary_graphs", "Graphs, by where they are", labels=["place"])
+    graphs.add_metric(["memory"], seen.resident)
+    graphs.add_metric(["disk"], seen.asleep)
+    yield graphs
+    yield CounterMetricFamily("volary_graph_reads", "Graphs read again", seen.reloads)
+    yield CounterMetricFamily(
+        "volary_graph_read_seconds", "Time in reading graphs again", seen.reload_s
+    )
 
 
 def _by_reason(name: str, text: str, seen: Seen) -> CounterMetricFamily:

@@ -15,6 +15,7 @@ from volary_kit.registration import Servicer
 from volary_kit.resources import Resources
 from volary_kit.server import AioServer, Listener
 from volary_kit.service import Service
+from volary_kit.settings import SettingsError
 from volary_kit.statuses import ERRORS, code_of
 
 from volary_inference.backends.tensorrt import PlanCache
@@ -33,7 +34,8 @@ from volary_inference.lifecycle.desired import Desired, DesiredFile
 from volary_inference.lifecycle.keeper import Keeper
 from volary_inference.lifecycle.packages import RegistryPackages
 from volary_inference.lifecycle.repository import Repository
-from volary_inference.lifecycle.residence import Residence
+from volary_inference.lifecycle.residence import Bounds, Residence
+from volary_inference.lifecycle.verdicts import Verdicts
 from volary_inference.measures import EngineCollector
 from volary_inference.native.composition import (
     DataListener,
@@ -67,7 +69,7 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     handler = control.ControlHandler(versions, ring, armable, engine_name(native))
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
-    residence = Residence(settings.memory_budget_bytes, partial(_is_in_production, versions))
+    residence = _residence(kit, versions)
     keeper = _keeper(kit, versions, journal, native, residence)
     regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
     repository = Repository(keeper, versions, asyncio.get_running_loop())
@@ -81,11 +83,14 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     stream = _stream(settings, ring)
     if native is not None:
         native.start(versions, failpoints)
+    background = [attachment.run] if kit.channels.is_configured("gateway") else []
+    if settings.idle_forget_s:
+        background.append(partial(_forget_idle, residence, settings.idle_forget_s))
     try:
         async with _rest(kit, data) as rest:
             yield Service(
                 readiness=[keeper.is_warm],
-                background=[attachment.run] if kit.channels.is_configured("gateway") else [],
+                background=background,
                 listeners=[data, _control_server(kit, handler), *rest],
             )
     finally:
@@ -114,10 +119,14 @@ def _keeper(
         log.warning("%s ran when the process before crashed: %d times", digest, crashes.add(digest))
     journal.open()
     limits = trial.Limits(settings.trial_memory_bytes, settings.trial_timeout_s)
-    trials = trial.Trials(crashes, limits, settings.max_batch_rows)
+    rows = settings.max_batch_rows
+    verdicts = Verdicts(settings.data_dir / "verdicts", rows)
+    trials = trial.Trials(crashes, verdicts, limits, rows)
     packages = RegistryPackages(
         kit.channels.to("registry"), settings.data_dir, settings.max_artifact_bytes
     )
+    if settings.cuda and settings.tensorrt:
+        raise SettingsError("VOLARY_INFERENCE_CUDA: graphs run on TensorRT or by CUDA, not both")
     plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
     loader = loader_of(kit, native, journal, residence, plans, _replies(kit))
     return Keeper(versions, packages, loader, trials, kit.clock)
@@ -128,6 +137,24 @@ def _replies(kit: Kit) -> RedisReplies | None:
     if settings.redis_url is None:
         return None
     return RedisReplies(settings.redis_url, settings.response_cache_timeout_s, kit.clock)
+
+
+def _residence(kit: Kit, versions: Versions) -> Residence:
+    settings = kit.settings
+    bounds = Bounds(settings.memory_budget_bytes, settings.idle_forget_s)
+    is_pinned = partial(_is_in_production, versions) if settings.pin_production else _is_nothing
+    return Residence(bounds, kit.clock, is_pinned)
+
+
+async def _forget_idle(residence: Residence, idle_s: float) -> None:
+    """Look for what nobody asks for: a graph goes within a quarter more than its time."""
+    while True:
+        await asyncio.sleep(idle_s / 4)
+        residence.forget_idle()
+
+
+def _is_nothing(_key: VersionKey) -> bool:
+    return False
 
 
 def _is_in_production(versions: Versions, key: VersionKey) -> bool:
@@ -150,7 +177,7 @@ def _attachment(
         health=kit.health,
         engine=engine,
     )
-    return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health)
+    return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health, kit.clock)
 
 
 def injected_error(code: int) -> VolaryError:

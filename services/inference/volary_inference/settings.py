@@ -42,13 +42,20 @@ class InferenceSettings(ServiceSettings, service="inference"):
 
     # run graphs on TensorRT; a version that cannot be is refused, never run elsewhere instead
     tensorrt: bool = False
+    # run graphs by onnxruntime on the GPU, under the same rule
+    cuda: bool = False
     # of the child process in which an artifact is loaded for the first time
     trial_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     trial_timeout_s: float = Field(default=120.0, gt=0)
 
     # what graphs may hold in memory; beyond it the least recently used are forgotten until they are
-    # asked for. 0: no bound
+    # asked for, and what there is no room for is first read when it is. 0: no bound
     memory_budget_bytes: int = Field(default=0, ge=0)
+    # a graph that nobody asked for so long is forgotten until somebody does; 0: never
+    idle_forget_s: float = Field(default=0.0, ge=0)
+    # false: versions in production are forgotten like all others, where a replica holds more
+    # models than fit
+    pin_production: bool = True
 
     # how long a look at the kept replies may take; after that it is a miss
     response_cache_timeout_s: float = Field(default=0.005, gt=0, le=1)

@@ -35,7 +35,7 @@ async def build(kit: Resources[RegistrySettings]) -> AsyncIterator[Service]:
         servicers=[
             Servicer(
                 add_RegistryServiceServicer_to_server,
-                RegistryHandler(database, kit.clock),
+                RegistryHandler(database, files, kit.clock),
                 "volary.registry.v1.RegistryService",
             ),
             Servicer(

@@ -68,7 +68,24 @@ def main(folder: Path) -> None:
     _export(model, rows, folder / "model.onnx", order)
     golden = _golden(model, validation if len(validation) else train)
     (folder / "golden.json").write_text(json.dumps(golden))
+    result["variants"] = _variants(folder, order, train, validation, golden)
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def _variants(
+    folder: Path, order: dict[str, Any], train: Rows, validation: Rows, golden: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Write the declared variants as `PRECISION.onnx`; return what was found of each."""
+    if not order["variants"]:
+        return []
+    from volary_trainer.variants import Variants
+
+    rows = np.asarray(golden["inputs"]["features"], np.float32)
+    variants = Variants(folder / "model.onnx", train, validation, rows)
+    return [
+        variants.make(declared, folder / f"{declared['precision']}.onnx")
+        for declared in order["variants"]
+    ]
 
 
 def _make_repeatable(order: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from volary.registry.v1.model_pb2 import (
     ModelVersion,
     ScoreDistribution,
     TensorSpec,
+    Variant,
 )
 from volary.trainer.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
@@ -49,6 +50,7 @@ from volary_trainer.settings import TrainerSettings
 from volary_trainer.tracking import Tracker
 
 CODE = Path(__file__).parent
+AS_TRAINED = "fp32"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ class Trainer:
         with self._scratch() as folder:
             result = await self._train(context, run.training_set, order, folder)
             await self._show(context, "registering", 0.95)
+            _require_served(spec.precision, result)
             serving = _serving(declared, result)
-            attachments = await self._attach(folder, serving, result["calibration"])
+            golden = _golden(folder, spec.precision, result)
+            attachments = await self._attach(folder, golden, serving, result["calibration"])
             version = await self._register(
                 context, run, training, training_set, folder, result, attachments
             )
@@ -182,7 +186,9 @@ class Trainer:
         result: Mapping[str, Any],
         attachments: Mapping[str, str],
     ) -> ModelVersion:
-        graph = (folder / "model.onnx").read_bytes()
+        variants = [await self._variant(folder, row) for row in result["variants"]]
+        served = training.spec.precision
+        graph = _graph_file(folder, served).read_bytes()
         start, end = window_us(training_set)
         version = ModelVersion(
             digest=await self.versions.upload(graph, ARTIFACT_KIND_ONNX),
@@ -196,6 +202,8 @@ class Trainer:
             metrics=result["metrics"],
             threshold=training.spec.evaluation.decision_threshold,
             score_distribution=_distribution(result),
+            variants=variants,
+            precision=served,
             attachments=attachments,
             lineage=Lineage(
                 run=run.name,
@@ -213,13 +221,25 @@ class Trainer:
         model = f"projects/{context.project}/models/{training.spec.model}"
         return await self.versions.create(model, version, context.request_id("register"))
 
+    async def _variant(self, folder: Path, row: Mapping[str, Any]) -> Variant:
+        """Store a variant that passed; return what is known of it."""
+        digest = ""
+        if not row["refusal"]:
+            data = _graph_file(folder, row["precision"]).read_bytes()
+            digest = await self.versions.upload(data, ARTIFACT_KIND_ONNX)
+        return Variant(digest=digest, **row)
+
     async def _attach(
-        self, folder: Path, serving: Mapping[str, Any], calibration: Mapping[str, Any] | None
+        self,
+        folder: Path,
+        golden: bytes,
+        serving: Mapping[str, Any],
+        calibration: Mapping[str, Any] | None,
     ) -> dict[str, str]:
         """Store what belongs to a version beside its graph; return the digests by role."""
         weights = (folder / "weights.safetensors").read_bytes()
         documents = {
-            "golden_rows": (folder / "golden.json").read_bytes(),
+            "golden_rows": golden,
             "serving": json.dumps(serving, sort_keys=True).encode(),
         }
         if calibration is not None:
@@ -255,6 +275,30 @@ def window_us(training_set: TrainingSet) -> tuple[int, int]:
     return start, end
 
 
+def _graph_file(folder: Path, precision: str) -> Path:
+    return folder / ("model.onnx" if precision == AS_TRAINED else f"{precision}.onnx")
+
+
+def _require_served(precision: str, result: Mapping[str, Any]) -> None:
+    """Raise FailedPrecondition `VARIANT_REFUSED` unless what is to be served passed its gates."""
+    for row in result["variants"]:
+        if row["precision"] == precision and row["refusal"]:
+            raise FailedPrecondition(
+                "VARIANT_REFUSED",
+                f"the {precision} variant did not pass: {row['refusal']}",
+                {"precision": precision, "max_error": str(row["max_error"])},
+            )
+
+
+def _golden(folder: Path, precision: str, result: Mapping[str, Any]) -> bytes:
+    """Return the golden rows; a variant reproduces them within its own tolerance."""
+    golden = json.loads((folder / "golden.json").read_bytes())
+    for row in result["variants"]:
+        if row["precision"] == precision:
+            golden["tolerance"] += row["tolerance"]
+    return json.dumps(golden).encode()
+
+
 def _distribution(result: Mapping[str, Any]) -> ScoreDistribution | None:
     found = result["score_distribution"]
     return None if found is None else ScoreDistribution(**found)
@@ -279,6 +323,7 @@ def _order(training: Training, training_set: TrainingSet) -> dict[str, Any]:
         "threads": spec.threads,
         "validation_share": spec.evaluation.validation_share,
         "decision_threshold": spec.evaluation.decision_threshold,
+        "variants": [variant.model_dump() for variant in spec.variants],
     }
 
 

@@ -114,6 +114,7 @@ class FakeRegistry(
         self.versions: dict[str, model_pb2.ModelVersion] = {}
         self.artifacts: dict[str, bytes] = {}
         self.downloads = 0
+        self.chunk_bytes = 100  # many, of a small artifact
 
     def add(
         self,
@@ -153,8 +154,8 @@ class FakeRegistry(
     async def DownloadArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.downloads += 1
         data = self.artifacts[request.digest]
-        for start in range(0, len(data), 100):
-            chunk = data[start : start + 100]
+        for start in range(0, len(data), self.chunk_bytes):
+            chunk = data[start : start + self.chunk_bytes]
             yield registry_service_pb2.DownloadArtifactResponse(chunk=chunk)
 
 

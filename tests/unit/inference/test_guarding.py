@@ -65,7 +65,7 @@ class Rig:
             calibration,
         )
         graph = loader.open(package)
-        guard = loader.guard(graph, package)
+        guard = loader.guard(graph.signature, package)
         self._graph, self._run = graph, graph.run
         graph.run = self.run  # the one seam that a test needs: a graph that can fail
         self.serving: Serving = loader.serve(KEY, graph, RunTimes(), guard)

@@ -10,12 +10,21 @@ import pytest
 from volary_inference.backends.onnxruntime_cpu import OnnxGraph
 from volary_inference.domain.batching import RunFailed
 from volary_inference.domain.predictions import VersionKey
-from volary_inference.lifecycle.residence import COPIES, SESSION_BYTES, Residence, ResidentGraph
+from volary_inference.lifecycle.residence import (
+    COPIES,
+    SESSION_BYTES,
+    Bounds,
+    Occupancy,
+    Residence,
+    ResidentGraph,
+)
 from volary_kit.errors import DataLoss
+from volary_kit.testing import ManualClock
 
 from . import graphs
 
 SIZE = 1 << 20
+IDLE_S = 60.0
 EACH = SESSION_BYTES + COPIES * SIZE
 ROW = {"features": np.array([[1, 0, 0]], np.float32)}
 PINNED = VersionKey("p", "pinned", 1)
@@ -25,7 +34,11 @@ class House:
     """A residence with room for two graphs, and how often each was read again."""
 
     def __init__(self) -> None:
-        self.residence = Residence(2 * EACH, lambda key: key == PINNED)
+        self.clock = ManualClock()
+        self.residence = Residence(
+            Bounds(2 * EACH, IDLE_S), self.clock, lambda key: key in self.pinned
+        )
+        self.pinned = {PINNED}
         self.reads: list[str] = []
 
     def add(self, name: str) -> ResidentGraph:
@@ -52,7 +65,9 @@ def test_the_least_recently_used_is_forgotten_and_read_again_when_asked() -> Non
     assert (a.is_here, bb.is_here, ccc.is_here) == (True, False, True)
     assert (score(bb), score(a)) == said
     assert house.reads == ["bb", "a"]
-    assert (house.residence.evictions, house.residence.bytes_held) == (3, 2 * EACH)
+    assert house.residence.occupancy() == Occupancy(
+        resident=2, asleep=1, held_bytes=2 * EACH, evictions=3, reloads=2, reload_s=0.0
+    )
 
 
 def test_what_is_in_production_is_never_forgotten() -> None:
@@ -86,7 +101,7 @@ def test_what_runs_is_not_forgotten_under_its_feet() -> None:
 
 
 def test_a_graph_that_cannot_be_read_again_fails_its_call_alone() -> None:
-    residence = Residence(EACH, lambda key: False)
+    residence = Residence(Bounds(EACH), ManualClock(), lambda key: False)
 
     def lost() -> OnnxGraph:
         raise DataLoss("DIGEST_MISMATCH", "the file is another")
@@ -100,5 +115,51 @@ def test_a_graph_that_cannot_be_read_again_fails_its_call_alone() -> None:
 
 def test_without_a_budget_a_graph_is_itself() -> None:
     graph = OnnxGraph(graphs.sigmoid_sum())
-    residence = Residence(0, lambda key: False)
+    residence = Residence(Bounds(), ManualClock(), lambda key: False)
     assert residence.hold(VersionKey("p", "a", 1), graph, SIZE, lambda: graph) is graph
+
+
+def test_what_nobody_asks_for_is_forgotten_after_its_time_and_comes_back() -> None:
+    house = House()
+    a, pinned = house.add("a"), house.add("pinned")
+    said = score(a)
+    house.clock.advance(IDLE_S - 1)
+    house.residence.forget_idle()
+    assert a.is_here
+    house.clock.advance(1)
+    house.residence.forget_idle()
+    assert (a.is_here, pinned.is_here) == (False, True)
+    assert (score(a), house.reads) == (said, ["a"])
+
+
+def test_what_is_put_into_production_comes_into_memory_and_stays() -> None:
+    house = House()
+    a = house.add("a")
+    house.add("bb"), house.add("ccc")
+    assert not house.residence.is_wanted(a.key)
+    house.pinned.add(a.key)
+    assert house.residence.is_wanted(a.key)
+    house.residence.wake(a.key)
+    house.add("dddd")
+    assert (a.is_here, house.residence.is_wanted(a.key)) == (True, False)
+
+
+def test_what_there_is_no_room_for_sleeps_until_its_first_call() -> None:
+    house = House()
+    key = VersionKey("p", "late", 1)
+    assert not house.residence.may_sleep(key, SIZE)
+    house.add("a"), house.add("bb")
+    assert house.residence.may_sleep(key, SIZE)
+    assert not house.residence.may_sleep(PINNED, SIZE)
+    late = house.residence.hold(key, None, SIZE, lambda: OnnxGraph(graphs.sigmoid_sum()))
+    assert (house.residence.occupancy().resident, house.residence.occupancy().asleep) == (2, 1)
+    assert late.run(ROW)["probability"].shape == (1, 1)
+    assert (house.residence.occupancy().resident, house.residence.occupancy().asleep) == (2, 1)
+
+
+def test_a_version_that_went_away_takes_no_room_when_its_last_run_ends() -> None:
+    house = House()
+    a = house.add("a")
+    house.residence.remove(a.key)
+    score(a)
+    assert house.residence.occupancy().held_bytes == 0

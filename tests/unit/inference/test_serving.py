@@ -82,6 +82,8 @@ async def serving(
         peers.registry.add(1, graphs.gather(), model="lookup", production=True),
         peers.registry.add(1, graphs.square_root(), model="root", production=True),
     )
+    second = peers.registry.versions["projects/default/models/m/versions/2"]
+    second.pipeline.steps.add(name="only", digest=second.digest)
     replica = Replica(tmp_path_factory.mktemp("replica"), peers.keys, peers, redis_url, engine)
     replica.start("--failpoints")
     await replica.ready()
@@ -230,6 +232,10 @@ async def test_the_server_describes_itself_and_its_models(serving: Replica) -> N
     config = (await stub.ModelConfig(v2.ModelConfigRequest(name="m"))).config
     assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3])
     assert config.input[0].data_type == v2.TYPE_FP32
+    composed = (await stub.ModelConfig(v2.ModelConfigRequest(name="m", version="2"))).config
+    shown = json.loads(composed.parameters["volary_pipeline"].string_value)
+    assert [step["name"] for step in shown["steps"]] == ["only"]
+    assert not config.parameters
     await stub.ModelInfer(raw_request(ROWS))
     found = await stub.ModelStatistics(v2.ModelStatisticsRequest(name="m", version="1"))
     [statistics] = found.model_stats

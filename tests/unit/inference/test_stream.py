@@ -10,9 +10,10 @@ from volary.events.v1 import event_pb2
 from volary_inference.domain.events import EventRing, PredictionRecord
 from volary_inference.domain.predictions import About, Origin, VersionKey
 from volary_inference.domain.versions import Versions
-from volary_inference.lifecycle.residence import Residence
+from volary_inference.lifecycle.residence import Bounds, Residence
 from volary_inference.measures import EngineCollector
 from volary_inference.stream import PredictionStream
+from volary_kit.testing import ManualClock
 from volary_kit.timestamps import to_us
 
 KEY = VersionKey("p", "m", 2)
@@ -21,10 +22,6 @@ KEY = VersionKey("p", "m", 2)
 def record(n: int) -> PredictionRecord:
     about = About(subject=f"s{n}", feature_watermark_us=7)
     return PredictionRecord(f"key-{n}", KEY, "d", "model", Origin("key"), about, n, 1_000 + n)
-
-
-def is_pinned(_: VersionKey) -> bool:
-    return False
 
 
 class Flaky:
@@ -89,9 +86,10 @@ def test_the_metrics_count_what_the_ring_dropped() -> None:
     ring = EventRing(1)
     ring.offer(record(1))
     ring.offer(record(2))
+    none = Residence(Bounds(), ManualClock(), lambda _: False)
     samples = {
         sample.name: sample.value
-        for metric in EngineCollector(Versions(), ring, Residence(0, is_pinned)).collect()
+        for metric in EngineCollector(Versions(), ring, none).collect()
         for sample in metric.samples
     }
     assert samples["volary_prediction_events_dropped_total"] == 1

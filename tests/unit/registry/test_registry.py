@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import sqlalchemy as sa
 from onnx import TensorProto, helper
@@ -23,6 +25,9 @@ from volary.registry.v1.model_pb2 import (
     Evaluation,
     Model,
     ModelVersion,
+    Pipeline,
+    PipelineStep,
+    Wire,
 )
 from volary_kit.artifacts import ArtifactStore
 from volary_kit.database import Database
@@ -50,10 +55,9 @@ class Rig:
     def __init__(self, database: Database, folder: Path) -> None:
         self.clock = ManualClock()
         self.database = database
-        self.registry = RegistryHandler(database, self.clock)
-        self.artifacts = ArtifactHandler(
-            database, ArtifactStore(folder), self.clock, RegistrySettings()
-        )
+        files = self.files = ArtifactStore(folder)
+        self.registry = RegistryHandler(database, files, self.clock)
+        self.artifacts = ArtifactHandler(database, files, self.clock, RegistrySettings())
         self.projection = Projection(database)
 
     async def model(self, name: str = "delay") -> Model:
@@ -267,3 +271,69 @@ async def test_an_altered_audit_row_is_named(rig: Rig) -> None:
     altered = await rig.registry.VerifyAudit(parent, NO_CONTEXT)
     assert (altered.checked, altered.first_bad.sequence) == (1, 2)
     assert altered.first_bad.resource == "projects/default/models/b"
+
+
+def pipeline(first: str, second: str) -> Pipeline:
+    return Pipeline(
+        steps=[
+            PipelineStep(name="one", digest=first, inputs=[Wire(tensor="x", source="features")]),
+            PipelineStep(
+                name="two", digest=second, inputs=[Wire(tensor="x", step="one", source="y")]
+            ),
+        ],
+        outputs=[Wire(tensor="score", step="two", source="y")],
+    )
+
+
+async def test_a_version_may_be_composed_of_graphs_that_are_stored(rig: Rig) -> None:
+    await rig.model()
+    first, second = [(await rig.upload(runnable(scale))).digest for scale in (2.0, 3.0)]
+    declared = ModelVersion(pipeline=pipeline(first, second), schema_hash="s")
+    request = pb.CreateModelVersionRequest(parent=MODEL, model_version=declared)
+    made = await rig.registry.CreateModelVersion(request, NO_CONTEXT)
+    assert made.pipeline == declared.pipeline
+    assert [(spec.name, spec.datatype) for spec in made.outputs] == [("score", "FP32")]
+    composed = rig.files.read(made.digest)
+    [score] = run(composed, features=np.array([1.0, 5.0], np.float32))
+    assert score.tolist() == [6.0, 30.0]
+    stored = await rig.artifacts.GetArtifact(pb.GetArtifactRequest(digest=made.digest), NO_CONTEXT)
+    assert (stored.kind, stored.size_bytes) == (ARTIFACT_KIND_ONNX, len(composed))
+    # the same once more is another version of the same digest; another digest is refused
+    request.model_version.digest = made.digest
+    again = await rig.registry.CreateModelVersion(request, NO_CONTEXT)
+    assert (again.version, again.digest) == (2, made.digest)
+    request.model_version.digest = first
+    with pytest.raises(FailedPrecondition) as caught:
+        await rig.registry.CreateModelVersion(request, NO_CONTEXT)
+    assert caught.value.reason == "PIPELINE_DIGEST_MISMATCH"
+
+
+async def test_a_pipeline_of_what_is_not_stored_is_refused_and_takes_no_number(rig: Rig) -> None:
+    await rig.model()
+    first = (await rig.upload(graph())).digest
+    declared = ModelVersion(pipeline=pipeline(first, "sha256:" + "0" * 64))
+    request = pb.CreateModelVersionRequest(parent=MODEL, model_version=declared)
+    with pytest.raises(FailedPrecondition) as caught:
+        await rig.registry.CreateModelVersion(request, NO_CONTEXT)
+    assert list(caught.value.violations) == ["model_version.pipeline.steps[1].digest"]
+    declared.pipeline.CopyFrom(pipeline(first, first))
+    declared.pipeline.steps[0].inputs[0].step = "two"
+    declared.pipeline.steps[0].inputs[0].source = "y"
+    with pytest.raises(InvalidArgument) as refused:
+        await rig.registry.CreateModelVersion(
+            pb.CreateModelVersionRequest(parent=MODEL, model_version=declared), NO_CONTEXT
+        )
+    assert refused.value.reason == "PIPELINE_INVALID"
+    assert (await rig.version(first)).version == 1
+
+
+def runnable(scale: float) -> bytes:
+    """The graph in a format that the runtime knows."""
+    made = onnx.ModelProto.FromString(graph(scale=scale))
+    made.ir_version = 9
+    return made.SerializeToString()
+
+
+def run(data: bytes, **feeds: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return [np.asarray(each) for each in session.run(None, feeds)]

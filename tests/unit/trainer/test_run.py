@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pytest
 from volary_kit.errors import DeadlineExceeded, FailedPrecondition
-from volary_trainer import process
+from volary_trainer import process, variants, work
 from volary_trainer.domain import scores
 
 ROWS = 3_000
@@ -25,6 +26,7 @@ ORDER: dict[str, Any] = {
     "threads": 1,
     "validation_share": 0.2,
     "decision_threshold": 0.5,
+    "variants": [],
 }
 
 
@@ -155,3 +157,67 @@ def test_differences_are_candidate_less_baseline() -> None:
     assert found["error"].mean == pytest.approx(-2 / 3)
     assert found["brier"].mean == pytest.approx(((0.01 + 0.01 + 0.04) - (0.16 + 0.36 + 0.36)) / 3)
     assert found["log_loss"].mean < 0 < found["log_loss"].variance
+
+
+VARIANTS = [
+    {"precision": "fp16", "tolerance": 0.02, "metric": "log_loss", "margin": 0.01},
+    {"precision": "int8", "tolerance": 0.1, "metric": "brier", "margin": 0.01},
+]
+
+
+async def test_variants_are_built_gated_and_timed(tmp_path: Path) -> None:
+    strict = {"precision": "int8", "tolerance": 1e-9, "metric": "log_loss", "margin": 0.01}
+    await train(tmp_path / "a", ORDER | {"variants": VARIANTS})
+    await train(tmp_path / "b", ORDER | {"variants": [strict]})
+    found = json.loads((tmp_path / "a" / "result.json").read_text())["variants"]
+    assert [(row["precision"], row["refusal"]) for row in found] == [("fp16", ""), ("int8", "")]
+    for row in found:
+        assert 0 < row["max_error"] <= row["tolerance"]
+        assert row["loss"] - row["reference_loss"] <= row["margin"]
+        assert row["speed_up"] > 0
+    kinds = {name: operators(tmp_path / "a" / f"{name}.onnx") for name in ("fp16", "int8", "model")}
+    assert "QuantizeLinear" in kinds["int8"] - kinds["model"]
+    assert "Cast" in kinds["fp16"] - kinds["model"]
+    # features in units that half precision cannot hold are scaled before they are halved
+    far = np.array([[3, 1e6], [-3, -1e6]], np.float32)
+    graphs = [tmp_path / "a" / f"{name}.onnx" for name in ("fp16", "model")]
+    half, full = [
+        np.asarray(onnxruntime.InferenceSession(str(path)).run(None, {"features": far})[0])
+        for path in graphs
+    ]
+    np.testing.assert_allclose(half, full, rtol=0, atol=0.02)
+    [refused] = json.loads((tmp_path / "b" / "result.json").read_text())["variants"]
+    assert refused["refusal"].startswith("golden rows differ by")
+
+
+def operators(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_what_is_not_a_number_passes_no_gate() -> None:
+    nan = float("nan")
+    declared = VARIANTS[0]
+    assert variants._refusal(declared, 0.01, 0.0) == ""
+    assert "tolerance" in variants._refusal(declared, nan, 0.0)
+    assert "tolerance" in variants._refusal(declared, 0.03, 0.0)
+    assert "log_loss is worse" in variants._refusal(declared, 0.01, 0.02)
+    assert "log_loss is worse" in variants._refusal(declared, 0.01, nan)
+
+
+def test_a_variant_that_did_not_pass_is_not_served() -> None:
+    rows = [
+        {"precision": "fp16", "refusal": "", "max_error": 0.1, "tolerance": 0.02},
+        {"precision": "int8", "refusal": "worse", "max_error": 0.9, "tolerance": 0.1},
+    ]
+    work._require_served("fp32", {"variants": rows})
+    work._require_served("fp16", {"variants": rows})
+    with pytest.raises(FailedPrecondition) as caught:
+        work._require_served("int8", {"variants": rows})
+    assert caught.value.reason == "VARIANT_REFUSED"
+
+
+def test_the_served_variants_golden_rows_have_its_tolerance(tmp_path: Path) -> None:
+    (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 1e-4}))
+    result = {"variants": [{"precision": "int8", "tolerance": 0.1}]}
+    assert json.loads(work._golden(tmp_path, "fp32", result))["tolerance"] == 1e-4
+    assert json.loads(work._golden(tmp_path, "int8", result))["tolerance"] == pytest.approx(0.1001)

@@ -47,9 +47,7 @@ class OnnxGraph:
     def __init__(self, data: bytes) -> None:
         check_graph(data)
         try:
-            self._session = onnxruntime.InferenceSession(
-                data, session_options(), providers=["CPUExecutionProvider"]
-            )
+            self._session = self._opened(data)
         # the bindings raise a family of exceptions that share no base but this
         except Exception as error:
             raise refused(f"onnxruntime cannot load it: {_first_line(error)}") from error
@@ -61,6 +59,12 @@ class OnnxGraph:
         self._has_text, self._has_bf16 = "BYTES" in datatypes, "BF16" in datatypes
         if self._has_text and self._has_bf16:
             raise refused("onnxruntime's bindings cannot pass text and BF16 in one run")
+
+    @classmethod
+    def _opened(cls, data: bytes) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(
+            data, session_options(), providers=["CPUExecutionProvider"]
+        )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name; raise RunFailed when the graph does."""

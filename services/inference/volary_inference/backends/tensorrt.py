@@ -22,6 +22,7 @@ import numpy as np
 from volary_kit.errors import FailedPrecondition
 
 from volary_inference.backends.onnxruntime_cpu import OnnxGraph
+from volary_inference.backends.onnxruntime_cuda import CudaGraph
 from volary_inference.domain.batching import Arrays, RunFailed
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.signatures import VARIES, Signature, TensorSpec
@@ -92,6 +93,7 @@ class TensorRtGraph:
     """An engine with the signature of its ONNX graph; `run` pads to the next batch size."""
 
     backend, platform = BACKEND, PLATFORM
+    disagreement = "TENSORRT_DISAGREES"
 
     def __init__(
         self, data: bytes, digest: str, buckets: tuple[int, ...], cache: PlanCache, found: Bindings
@@ -234,14 +236,14 @@ def require_supported(signature: Signature) -> None:
 
 
 def require_agreement(
-    graph: TensorRtGraph, inputs: Mapping[str, np.ndarray], tolerance: float
+    graph: TensorRtGraph | CudaGraph, inputs: Mapping[str, np.ndarray], tolerance: float
 ) -> None:
-    """Raise FailedPrecondition `TENSORRT_DISAGREES` unless the device says what the CPU says."""
+    """Raise FailedPrecondition `..._DISAGREES` unless the device says what the CPU says."""
     here, there = graph.run(inputs), graph.reference.run(inputs)
     for name, expected in there.items():
         if not np.allclose(here[name], expected, rtol=0.0, atol=tolerance):
             raise FailedPrecondition(
-                "TENSORRT_DISAGREES",
+                graph.disagreement,
                 "the GPU's outputs are not the CPU's on the golden rows",
                 {"output": name},
             )

@@ -211,6 +211,7 @@ class PythonEngine:
             confidence=confidence_of(outputs, calibration),
             is_calibrated=calibration is not None,
             decision=decision_of(serving, outputs),
+            precision=version.precision,
         )
         return InferReply(outputs, provenance)
 

@@ -150,12 +150,13 @@ class Guard:
     bands: Bands | None = None
     features: tuple[str, ...] = ()
     background: np.ndarray | None = field(default=None, repr=False)
+    instances: int = 1  # batching threads that are declared
 
     @property
     def is_plain(self) -> bool:
         """True when no more than a calibration is there: an engine may leave the guard out."""
         parts = (self.breaker, self.cache, self.rule, self.bands, self.responses)
-        return not self.has_none and all(part is None for part in parts)
+        return self.instances == 1 and not self.has_none and all(part is None for part in parts)
 
     def enter(self) -> None:
         """Let a call in; raise Unavailable `BREAKER_OPEN`."""

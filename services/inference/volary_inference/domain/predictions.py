@@ -147,6 +147,7 @@ class Provenance:
     is_calibrated: bool = False
     is_cached: bool = False  # the version's own reply to the same input, a while ago
     decision: Decision | None = None
+    precision: str = ""  # of a variant in other numbers than it was trained in
 
 
 @dataclass(slots=True)

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from volary_kit.errors import FailedPrecondition, NotFound, Unavailable
 
 from volary_inference.domain.batching import Batcher
 from volary_inference.domain.guarding import Guard
+from volary_inference.domain.instances import Instances
 from volary_inference.domain.predictions import ModelKey, VersionKey
 from volary_inference.domain.signatures import Signature
 from volary_inference.domain.statistics import Snapshot, Statistics, added
@@ -46,13 +47,14 @@ class Serving:
     """What a loaded version runs with; `twin` is there when the native engine runs it too."""
 
     signature: Signature
-    batcher: Batcher
+    batcher: Batcher | Instances
     statistics: Statistics
     backend: str
     platform: str
     guard: Guard = field(default_factory=Guard)
     release: Callable[[], None] = lambda: None  # once it runs no more
     twin: Twin | None = None
+    instances: int = 1  # batching threads that there are
 
     def close(self, timeout_s: float) -> bool:
         """Answer what is queued, in every engine; say whether all was answered in time."""
@@ -69,7 +71,8 @@ class Serving:
 class Version:
     """One version on this replica; a change of state is a new object.
 
-    `feature_set` is `name@version`, empty for bare tensors.
+    `feature_set` is `name@version`, empty for bare tensors; `precision` is what
+    its graph computes in when that is not as trained; `pipeline` is registry's, as JSON.
     """
 
     key: VersionKey
@@ -78,6 +81,8 @@ class Version:
     serving: Serving | None = None
     feature_set: str = ""
     schema_hash: str = ""
+    precision: str = ""
+    pipeline: Mapping[str, Any] | None = None  # the steps that its graph was composed of
     error_reason: str = ""
     error: str = ""
     ready_us: int | None = None

@@ -183,6 +183,7 @@ def _response(reply: InferReply, vector: FeatureVector, call: Call) -> pb.Predic
             schema_hash=vector.schema_hash,
             calibrated=found.is_calibrated,
             cached=found.is_cached,
+            precision=found.precision,
         ),
         feature_watermark=None if vector.watermark_us is None else from_us(vector.watermark_us),
         defaulted_features=vector.defaulted,

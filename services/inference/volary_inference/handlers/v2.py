@@ -96,8 +96,8 @@ class V2Handler(_Servicer):
         call = current_call()
         model = model_of(call, request.name, "name")
         key = chosen(call, self._versions, model, number_of(model, request.version))
-        _, serving = self._versions.ready(key)
-        return metadata_of(model, serving, self._versions.of_model(model))
+        version, serving = self._versions.ready(key)
+        return metadata_of(version, serving, self._versions.of_model(model))
 
     def ModelConfig(
         self, request: pb.ModelConfigRequest, context: Context
@@ -105,7 +105,7 @@ class V2Handler(_Servicer):
         call = current_call()
         model = model_of(call, request.name, "name")
         key = chosen(call, self._versions, model, number_of(model, request.version))
-        return pb.ModelConfigResponse(config=config_of(model, self._versions.ready(key)[1]))
+        return pb.ModelConfigResponse(config=config_of(*self._versions.ready(key)))
 
     def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from inference import grpc_service_pb2 as pb
 
-from volary_inference.domain.predictions import ModelKey
 from volary_inference.domain.responses import CacheCounts
 from volary_inference.domain.signatures import TensorSpec
 from volary_inference.domain.statistics import Total
@@ -24,25 +24,28 @@ INDEX_STATES = {
 
 
 def metadata_of(
-    model: ModelKey, serving: Serving, versions: Iterable[Version]
+    version: Version, serving: Serving, versions: Iterable[Version]
 ) -> pb.ModelMetadataResponse:
     """Describe the tensors of one version, and name all that are ready."""
     return pb.ModelMetadataResponse(
-        name=model.model,
-        versions=[str(version.key.version) for version in versions],
+        name=version.key.model,
+        versions=[str(each.key.version) for each in versions],
+        properties={"volary_precision": version.precision} if version.precision else None,
         platform=serving.platform,
         inputs=[_tensor(spec) for spec in serving.signature.inputs],
         outputs=[_tensor(spec) for spec in serving.signature.outputs],
     )
 
 
-def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
+def config_of(version: Version, serving: Serving) -> pb.ModelConfig:
     """Describe how one version is served; a batched one's shapes leave out the batch."""
+    model = version.key.model
     signature, policy = serving.signature, serving.batcher.policy
     skip = 1 if signature.is_batched else 0
     return pb.ModelConfig(
-        name=model.model,
+        name=model,
         platform=serving.platform,
+        parameters=_parameters(version),
         backend=serving.platform.partition("_")[0],
         max_batch_size=policy.max_rows if signature.is_batched else 0,
         input=[
@@ -55,7 +58,7 @@ def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
         ],
         instance_group=[
             pb.ModelInstanceGroup(
-                name=f"{model.model}_0", count=1, kind=pb.ModelInstanceGroup.KIND_CPU
+                name=f"{model}_0", count=serving.instances, kind=pb.ModelInstanceGroup.KIND_CPU
             )
         ],
         dynamic_batching=pb.ModelDynamicBatching(
@@ -65,6 +68,14 @@ def config_of(model: ModelKey, serving: Serving) -> pb.ModelConfig:
         if signature.is_batched
         else None,
     )
+
+
+def _parameters(version: Version) -> dict[str, pb.ModelParameter]:
+    """Return what V2 has no field for."""
+    if version.pipeline is None:
+        return {}
+    text = json.dumps(version.pipeline, sort_keys=True)
+    return {"volary_pipeline": pb.ModelParameter(string_value=text)}
 
 
 def statistics_of(version: Version, serving: Serving) -> pb.ModelStatistics:

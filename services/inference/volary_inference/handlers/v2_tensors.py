@@ -103,6 +103,8 @@ def fill_provenance(response: pb.ModelInferResponse, provenance: Provenance) -> 
     parameters["volary_batch_size"].int64_param = provenance.batch_size
     if provenance.confidence is not None:
         parameters["volary_confidence"].double_param = provenance.confidence
+    if provenance.precision:
+        parameters["volary_precision"].string_param = provenance.precision
     if provenance.is_calibrated:
         parameters["volary_calibrated"].bool_param = True
     if provenance.is_cached:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 import grpc
 from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
+from volary_kit.clock import Clock
 from volary_kit.errors import VolaryError
 from volary_kit.health import Health
 from volary_kit.timestamps import MICROS, duration_from_us, duration_us, from_us
@@ -21,6 +22,8 @@ from volary_inference.lifecycle.keeper import Keeper
 
 log = logging.getLogger(__name__)
 DEFAULT_LEASE_S = 5.0
+# thousands of versions that come one after another shall not have a report each of thousands
+WRITING_SHARE = 10  # a tenth of the time at most goes into reports
 REPORTS_A_LEASE = 3  # two may be lost before the lease ends
 RECONNECT_S = (0.1, 2.0)
 STATES = {
@@ -77,7 +80,9 @@ class Attachment:
         keeper: Keeper,
         file: DesiredFile,
         health: Health,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._stub = replica_service_pb2_grpc.ReplicaServiceStub(channel)
         self._reporter = reporter
         self._keeper = keeper
@@ -110,7 +115,11 @@ class Attachment:
     async def _reports(self) -> AsyncIterator[replica_service_pb2.AttachRequest]:
         while True:
             self._changed.clear()
-            yield self._reporter.report()
+            began_s = self._clock.monotonic_s()
+            report = self._reporter.report()
+            took_s = self._clock.monotonic_s() - began_s
+            yield report
+            await asyncio.sleep(took_s * WRITING_SHARE)
             try:
                 async with asyncio.timeout(self._lease_s / REPORTS_A_LEASE):
                     await self._changed.wait()
@@ -149,6 +158,7 @@ def loaded_version(version: Version) -> replica_pb2.LoadedVersion:
         state=STATES[version.state],
         error_reason=version.error_reason,
         error=version.error,
+        precision=version.precision,
         backend="" if version.serving is None else version.serving.backend,
         ready_time=None if version.ready_us is None else from_us(version.ready_us),
     )

@@ -20,17 +20,16 @@ DIGEST_BYTES = 71  # `sha256:` and 64 hex digits
 
 
 class Crashes:
-    """The count of each digest, and whether its first load went well."""
+    """The count of each digest."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "crashes.json"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._counts, self._tried = self._read()
+        self._counts = self._read()
 
     def add(self, digest: str) -> int:
         """Count one more; return how many there were."""
         self._counts[digest] = self._counts.get(digest, 0) + 1
-        self._tried.discard(digest)
         self._write()
         return self._counts[digest]
 
@@ -38,32 +37,25 @@ class Crashes:
         """True once an artifact has crashed too often."""
         return self._counts.get(digest, 0) >= CRASHES_TO_QUARANTINE
 
-    def is_tried(self, digest: str) -> bool:
-        """True when a trial of it went well, and it has not crashed since."""
-        return digest in self._tried
-
-    def passed(self, digest: str) -> None:
-        """Remember that a trial went well."""
-        self._tried.add(digest)
-        self._write()
+    def count(self, digest: str) -> int:
+        """Return how often an artifact crashed."""
+        return self._counts.get(digest, 0)
 
     def forgive(self, digest: str) -> None:
         """Forget what an artifact did: somebody asked for it again."""
         if self._counts.pop(digest, None) is not None:
             self._write()
 
-    def _read(self) -> tuple[dict[str, int], set[str]]:
+    def _read(self) -> dict[str, int]:
         try:
             document = json.loads(self._path.read_text("utf-8"))
-            counts = {str(k): int(v) for k, v in document["crashes"].items()}
-            return counts, set(document["tried"])
+            return {str(k): int(v) for k, v in document["crashes"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}, set()
+            return {}
 
     def _write(self) -> None:
         draft = self._path.with_suffix(".draft")
-        document = {"crashes": self._counts, "tried": sorted(self._tried)}
-        draft.write_text(json.dumps(document), "utf-8")
+        draft.write_text(json.dumps({"crashes": self._counts}), "utf-8")
         draft.replace(self._path)
 
 
@@ -122,6 +114,13 @@ class RunJournal:
             DIGEST_BYTES
         )
         return Slot(self._map, at)
+
+    def slot_beside(self, other: Slot) -> Slot:
+        """Return another place for the same artifact."""
+        if self._map is None or not other.is_noted:
+            return Slot(None, 0)
+        start = other.at + 1
+        return self.slot(self._map[start : start + DIGEST_BYTES].decode().rstrip())
 
     def release(self, slot: Slot) -> None:
         """Take back the place of a version that runs no more."""

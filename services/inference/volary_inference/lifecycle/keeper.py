@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,11 +20,13 @@ from volary_kit.errors import (
 )
 
 from volary_inference.domain.predictions import ModelKey, VersionKey
-from volary_inference.domain.versions import State, Version, Versions
+from volary_inference.domain.versions import Serving, State, Version, Versions
 from volary_inference.lifecycle.desired import Desired
 from volary_inference.lifecycle.loading import Loader
+from volary_inference.lifecycle.package import Package
 from volary_inference.lifecycle.packages import PackageSource
 from volary_inference.lifecycle.trial import Trials
+from volary_inference.lifecycle.verdicts import Verdict
 
 log = logging.getLogger(__name__)
 # another attempt may go better; everything else is the version's own fault
@@ -38,6 +40,7 @@ PASSING = (
 )
 Work = Callable[[], Coroutine[Any, Any, None]]
 RETRY_S = (0.2, 5.0)
+FETCHES = 4  # at once: the next ones come while one is loaded
 DRAIN_S = 30.0  # a batch that takes longer than this is stuck
 
 
@@ -61,6 +64,9 @@ class Keeper:
         self._desired: Desired | None = None
         self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
         self._loading = asyncio.Semaphore(1)  # one load at a time leaves a core to the calls
+        # what is fetched is in memory until it is loaded
+        self._fetching = asyncio.Semaphore(FETCHES)
+        self._waking: set[asyncio.Task[None]] = set()
         self._was_warm = False
 
     def on_change(self, changed: Callable[[], None]) -> None:
@@ -96,8 +102,23 @@ class Keeper:
             if self._versions.find(key) is None:
                 self._versions.put(Version(key, digest))
                 self._begin(key, partial(self._load, key, digest))
+        before = self._versions.production()
         self._versions.set_production(desired.production)
+        self._wake_later(before, desired.production)
         self._changed()
+
+    def _wake_later(
+        self, before: Mapping[ModelKey, int], production: Mapping[ModelKey, int]
+    ) -> None:
+        """Read what is in production from now on: it is pinned, and its calls do not wait."""
+        rows = production.items() - before.items()
+        keys = [model.version(number) for model, number in rows]
+        asleep = [key for key in keys if self._loader.is_wanted_awake(key)]
+        if not asleep:
+            return
+        task = asyncio.create_task(self._wake(asleep))
+        self._waking.add(task)
+        task.add_done_callback(self._waking.discard)
 
     async def resume(self, model: ModelKey) -> None:
         """Load again what of a model is desired and FAILED; return when none is on its way."""
@@ -129,9 +150,11 @@ class Keeper:
 
     async def close(self) -> None:
         """Stop loading, answer what is queued."""
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *self._waking]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._trials.close()
         servings = [v.serving for v in self._versions.all() if v.serving is not None]
         await asyncio.gather(*(asyncio.to_thread(s.close, DRAIN_S) for s in servings))
 
@@ -182,6 +205,10 @@ class Keeper:
                 return
 
     async def _load_once(self, key: VersionKey, digest: str) -> None:
+        async with self._fetching:
+            await self._serve_fetched(key, digest)
+
+    async def _serve_fetched(self, key: VersionKey, digest: str) -> None:
         package = await self._packages.fetch(key, digest)
         description = package.description
         version = Version(
@@ -189,18 +216,37 @@ class Keeper:
             digest,
             feature_set=description.feature_set,
             schema_hash=description.schema_hash,
+            precision=description.precision,
+            pipeline=description.pipeline,
         )
         async with self._loading:
-            await self._trials.require(package)
-            with self._loader.noted(digest) as slot:
-                graph = await asyncio.to_thread(self._loader.open, package)
-                self._put(replace(version, state=State.WARMING))
-                run_times = await asyncio.to_thread(self._loader.warm, graph, package)
-                guard = await asyncio.to_thread(self._loader.guard, graph, package)
-        serving = self._loader.serve(key, graph, run_times, guard, slot, package.reading)
+            verdict = await self._trials.require(package)
+            if self._loader.may_sleep(key, package):
+                serving = await self._asleep(key, package, verdict)
+            else:
+                serving = await self._awake(version, package)
         ready = replace(version, state=State.READY, serving=serving, ready_us=self._clock.now_us())
         self._put(ready)
         log.info("%s is ready", key.name)
+
+    async def _awake(self, version: Version, package: Package) -> Serving:
+        with self._loader.noted(version.digest) as slot:
+            graph = await asyncio.to_thread(self._loader.open, package)
+            self._put(replace(version, state=State.WARMING))
+            run_times = await asyncio.to_thread(self._loader.warm, graph, package)
+            guard = await asyncio.to_thread(self._loader.guard, graph.signature, package)
+        return self._loader.serve(version.key, graph, run_times, guard, slot, package.reading)
+
+    async def _asleep(self, key: VersionKey, package: Package, verdict: Verdict) -> Serving:
+        """Start without the graph: its trial went well, and there is no room for it now."""
+        guard = await asyncio.to_thread(self._loader.guard, verdict.signature, package)
+        with self._loader.noted(package.description.digest) as slot:
+            return self._loader.asleep(key, verdict, package, guard, slot)
+
+    async def _wake(self, keys: list[VersionKey]) -> None:
+        for key in keys:
+            async with self._loading:
+                await asyncio.to_thread(self._loader.wake, key)
 
     async def _drained(self, key: VersionKey) -> Version | None:
         version = self._versions.find(key)

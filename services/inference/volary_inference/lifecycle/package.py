@@ -17,6 +17,8 @@ class Description:
     golden_digest: str = ""
     serving_digest: str = ""
     calibration_digest: str = ""
+    precision: str = ""  # empty: as trained
+    pipeline: Mapping[str, Any] | None = None  # the steps that the graph was composed of
 
 
 @dataclass(frozen=True)

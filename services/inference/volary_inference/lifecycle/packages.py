@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from volary.registry.v1 import registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.artifacts import ArtifactStore
 from volary_kit.calls import act_for
@@ -20,6 +21,7 @@ from volary_kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 from volary_inference.domain.predictions import VersionKey
 from volary_inference.lifecycle.package import Description, Package, Reading
 
+AS_TRAINED = "fp32"
 GOLDEN_ROWS, SERVING, CALIBRATION = "golden_rows", "serving", "calibration"
 MAX_DOCUMENT_BYTES = 16 << 20
 
@@ -79,6 +81,8 @@ class RegistryPackages:
             golden_digest=attached.get(GOLDEN_ROWS, ""),
             serving_digest=attached.get(SERVING, ""),
             calibration_digest=attached.get(CALIBRATION, ""),
+            precision="" if version.precision == AS_TRAINED else version.precision,
+            pipeline=MessageToDict(version.pipeline) if version.HasField("pipeline") else None,
         )
 
     async def _bytes(self, digest: str, max_bytes: int) -> bytes:

@@ -1,18 +1,15 @@
 """The first load of an artifact happens in a child process with little memory and little time.
 
-What loops, grabs memory or crashes there takes nothing with it here. The child gets the graph on
-its standard input, loads it, runs the golden rows and every batch size, and says how it went in
-one line; it has none of this process's environment, files or sockets.
+What loops, grabs memory or crashes there takes nothing with it here. The child is forked by a
+worker that has nothing of this process; it loads the graph, runs the golden rows and every batch
+size, and says how it went. The verdict is kept on disk: an artifact is tried once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 
 from volary_kit.errors import (
@@ -24,14 +21,14 @@ from volary_kit.errors import (
 
 from volary_inference.lifecycle.crashes import Crashes
 from volary_inference.lifecycle.package import Package
+from volary_inference.lifecycle.trial_worker import TrialWorker
+from volary_inference.lifecycle.verdicts import Verdict, Verdicts
 
-CHILD = "volary_inference.lifecycle.trial_run"
 ERRORS: dict[str, type[VolaryError]] = {
     "InvalidArgument": InvalidArgument,
     "FailedPrecondition": FailedPrecondition,
     "ResourceExhausted": FailedPrecondition,  # more memory will not come by waiting
 }
-WORD = b"\n"
 
 
 @dataclass(frozen=True)
@@ -45,27 +42,43 @@ class Limits:
 class Trials:
     """Tries artifacts that were never loaded here before."""
 
-    def __init__(self, crashes: Crashes, limits: Limits, max_rows: int) -> None:
+    def __init__(
+        self,
+        crashes: Crashes,
+        verdicts: Verdicts,
+        limits: Limits,
+        max_rows: int,
+        worker: TrialWorker | None = None,
+    ) -> None:
         self._crashes = crashes
+        self._verdicts = verdicts
+        self._worker = worker or TrialWorker()
         self._limits = limits
         self._max_rows = max_rows
 
-    async def require(self, package: Package) -> None:
-        """Return once an artifact has been loaded well, now or before.
+    async def require(self, package: Package) -> Verdict:
+        """Return what was found once an artifact has been loaded well, now or before.
 
         Raises FailedPrecondition `QUARANTINED`; Aborted `TRIAL_CRASHED` or `TRIAL_TIMED_OUT`
         when it may be tried again; and what the load itself raises.
         """
         digest = package.description.digest
         self.refuse_quarantined(digest)
-        if self._crashes.is_tried(digest):
-            return
+        crashes = self._crashes.count(digest)
+        verdict = await asyncio.to_thread(self._verdicts.find, package, crashes)
+        if verdict is not None:
+            return verdict
         try:
             code, said = await self._run(package)
         except TimeoutError:
-            self._count(digest, "TRIAL_TIMED_OUT", "its first load did not end")
-        else:
-            self._judge(digest, code, said)
+            raise self._counted(digest, "TRIAL_TIMED_OUT", "its first load did not end") from None
+        verdict = self._judged(digest, code, said)
+        await asyncio.to_thread(self._verdicts.keep, package, verdict, crashes)
+        return verdict
+
+    def close(self) -> None:
+        """End the worker."""
+        self._worker.close()
 
     def forgive(self, digest: str) -> None:
         """Let an artifact try anew: somebody asked for it by name."""
@@ -78,23 +91,22 @@ class Trials:
                 "QUARANTINED", "it took its process down too often; load it again by name to retry"
             )
 
-    def _judge(self, digest: str, code: int, said: bytes) -> None:
+    def _judged(self, digest: str, code: int, said: bytes) -> Verdict:
         try:
-            word = json.loads(said.rpartition(WORD)[2] or said)
-        except ValueError:
-            word = None
-        if code == 0 and word == {}:
-            self._crashes.passed(digest)
-            return
-        if not isinstance(word, dict) or word.get("error") not in ERRORS:
-            self._count(digest, "TRIAL_CRASHED", f"its first load ended with {_ending(code)}")
-            return
-        raise ERRORS[word["error"]](str(word["reason"]), str(word["message"]))
+            word = json.loads(said) if code == 0 else {}
+            if "error" not in word:
+                return Verdict.from_document(word)
+            error = ERRORS[word["error"]](str(word["reason"]), str(word["message"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            text = f"its first load ended with {_ending(code)}"
+            raise self._counted(digest, "TRIAL_CRASHED", text) from None
+        raise error
 
-    def _count(self, digest: str, reason: str, text: str) -> None:
+    def _counted(self, digest: str, reason: str, text: str) -> VolaryError:
+        """Count a crash; return what to raise for it, `QUARANTINED` for the last one."""
         self._crashes.add(digest)
         self.refuse_quarantined(digest)
-        raise Aborted(reason, text)
+        return Aborted(reason, text)
 
     async def _run(self, package: Package) -> tuple[int, bytes]:
         order = {
@@ -103,30 +115,8 @@ class Trials:
             "max_rows": self._max_rows,
             "golden": package.golden,
         }
-        given = json.dumps(order).encode() + WORD + package.graph
-        child = _child()  # a few milliseconds; a cancellation cannot come between it and the kill
-        try:
-            said, _ = await asyncio.to_thread(child.communicate, given, self._limits.timeout_s)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        return child.returncode, said.rstrip()
-
-
-def _child() -> subprocess.Popen[bytes]:
-    # Python's own Popen starts it by vfork: the event loop's would fork, and gRPC's fork handlers
-    # do not work in a process whose other threads serve calls
-    return subprocess.Popen(
-        [sys.executable, "-m", CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ.get("PATH", ""), "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+        given = json.dumps(order).encode() + b"\n" + package.graph
+        return await self._worker.run(given, self._limits.timeout_s)
 
 
 def _ending(code: int) -> str:

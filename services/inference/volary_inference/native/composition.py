@@ -121,12 +121,14 @@ def loader_of(
 ) -> Loader:
     """Return what makes packages serve in the engine that runs.
 
-    Graphs that may be forgotten, and those on TensorRT, are run by the Python engine alone.
+    Graphs that may be forgotten, and those on a GPU, are run by the Python engine alone.
     """
     settings = kit.settings
     policy = BatchPolicy(
         max_rows=settings.max_batch_rows, max_delay_s=settings.max_batch_delay_us / MICROS
     )
-    if native is None or settings.memory_budget_bytes or plans is not None:
-        return Loader(policy, kit.clock, journal, residence, plans, replies)
+    if native is None or residence.is_bounded or plans is not None or settings.cuda:
+        return Loader(
+            policy, kit.clock, journal, residence, plans, replies, is_on_cuda=settings.cuda
+        )
     return NativeLoader(native.module, policy, kit.clock, journal, residence, replies)

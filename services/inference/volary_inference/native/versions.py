@@ -110,6 +110,10 @@ class NativeLoader(Loader):
         if any(spec.datatype == TEXT for spec in (*signature.inputs, *signature.outputs)):
             log.info("%s takes or gives text: the Python engine runs it", name)
             return None
+        if package.description.precision:
+            # a reply says which variant answered, and this engine's has no word for it
+            log.info("%s is a variant: the Python engine runs it", name)
+            return None
         try:
             return self._checked(graph, package)
         except (RuntimeError, ValueError) as error:

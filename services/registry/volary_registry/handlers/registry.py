@@ -17,6 +17,7 @@ from volary.registry.v1.model_pb2 import (
 )
 from volary.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from volary_kit import names
+from volary_kit.artifacts import ArtifactStore
 from volary_kit.calls import current_call
 from volary_kit.clock import Clock
 from volary_kit.database import Database, Transaction
@@ -32,6 +33,7 @@ from volary_kit.timestamps import from_us
 
 from volary_registry.domain.chain import Fact, Link, first_bad
 from volary_registry.handlers import messages
+from volary_registry.handlers.pipelines import Pipelines
 from volary_registry.handlers.production import production_of
 from volary_registry.store import artifacts, audit, deployments, evaluations, models, versions
 
@@ -44,8 +46,9 @@ EVALUATION = f"{MODEL}/evaluations/{{evaluation}}"
 class RegistryHandler(RegistryServiceServicer):
     """Models, versions, verdicts, deployments, on Postgres."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, files: ArtifactStore, clock: Clock) -> None:
         self._database = database
+        self._pipelines = Pipelines(database, files, clock)
         self._clock = clock
 
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> Model:
@@ -110,10 +113,14 @@ class RegistryHandler(RegistryServiceServicer):
         self, request: pb.CreateModelVersionRequest, context: Context
     ) -> ModelVersion:
         ids = names.parse(MODEL, request.parent, field="parent")
+        asked = ModelVersion()
+        asked.CopyFrom(request.model_version)
+        if asked.HasField("pipeline"):
+            await self._pipelines.fill(asked)
         async with self._database.transaction() as transaction:
-            await self._require_artifacts(transaction, request.model_version)
+            await self._require_artifacts(transaction, asked)
             number = await models.next_version(transaction, **ids)
-            version = self._new_version(request, number)
+            version = self._new_version(asked, request.parent, number)
             await versions.add(
                 transaction,
                 **ids,
@@ -260,11 +267,9 @@ class RegistryHandler(RegistryServiceServicer):
             checked=checked, first_bad=None if bad is None else messages.audit_of(bad)
         )
 
-    def _new_version(self, request: pb.CreateModelVersionRequest, number: int) -> ModelVersion:
-        version = ModelVersion()
-        version.CopyFrom(request.model_version)
+    def _new_version(self, version: ModelVersion, parent: str, number: int) -> ModelVersion:
         version.ClearField("approval")
-        version.name, version.version = f"{request.parent}/versions/{number}", number
+        version.name, version.version = f"{parent}/versions/{number}", number
         version.creator = _who()
         version.create_time.CopyFrom(from_us(self._clock.now_us()))
         return version

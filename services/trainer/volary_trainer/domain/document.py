@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from volary_kit.documents import Declared, Strict, check_data
 from volary_kit.durations import DurationUs
 from volary_kit.serving import Serving
@@ -68,6 +68,19 @@ class Gate(Strict):
     floors: dict[str, float] = Field(default_factory=dict)
 
 
+class Variant(Strict):
+    """The same weights in smaller numbers, and what it may cost.
+
+    `tolerance` bounds the error of a score on the golden rows, `margin` how much worse the mean
+    loss on the validation rows may be.
+    """
+
+    precision: Literal["fp16", "int8"]
+    tolerance: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    metric: Literal["log_loss", "brier"] = "log_loss"
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class TrainingSpec(Strict):
     """Data, network, optimiser, seeds, evaluation, gate, serving and rollout."""
 
@@ -83,7 +96,19 @@ class TrainingSpec(Strict):
     evaluation: Evaluation = Evaluation()
     gate: Gate
     serving: Serving = Serving()
+    variants: list[Variant] = Field(default_factory=list)
+    # which numbers are served; a variant that does not pass its gates ends the run
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     rollout: dict[str, Any]  # checked by the workflow that carries it out
+
+    @model_validator(mode="after")
+    def _declares_what_it_serves(self) -> Self:
+        declared = [variant.precision for variant in self.variants]
+        if len(set(declared)) < len(declared):
+            raise ValueError("variants: a precision is declared once")
+        if self.precision not in ("fp32", *declared):
+            raise ValueError(f"precision: {self.precision} is not among the variants")
+        return self
 
 
 class Training(Declared):

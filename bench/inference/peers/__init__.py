@@ -1,0 +1,1 @@
+"""Other servers beside ours: the same perceptron, the same load, the same core, the same run."""
