@@ -12,15 +12,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
+use http::header::{HeaderName, HeaderValue};
+use http::Request;
 use tokio::task::LocalSet;
-use tonic::client::Grpc;
-use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response, Status};
 
 use options::{Options, USAGE};
-use raw::Raw;
+use raw::{framed, Client, DEADLINE_EXCEEDED};
 use tally::Tally;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -28,8 +25,7 @@ const MAX_OPEN: usize = 100_000;
 
 struct Load {
     options: Options,
-    path: PathAndQuery,
-    headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+    framed: Bytes,
     tally: RefCell<Tally>,
     /// Calls that begin before are not counted.
     counted_from: Instant,
@@ -42,7 +38,7 @@ impl Load {
     /// Return the body of one call, and the bytes that its reply must hold.
     fn body(&self) -> (Bytes, Option<[u8; 16]>) {
         let Some(at) = self.options.token else {
-            return (self.options.body.clone(), None);
+            return (self.framed.clone(), None);
         };
         let serial = self.serial.get().wrapping_add(1);
         self.serial.set(serial);
@@ -54,24 +50,13 @@ impl Load {
         }
         let mut body = self.options.body.to_vec();
         body[at..at + 16].copy_from_slice(&token);
-        (body.into(), Some(token))
+        (framed(&body), Some(token))
     }
 
-    fn request(&self, body: Bytes) -> Request<Bytes> {
-        let mut request = Request::new(body);
-        for (name, value) in &self.headers {
-            request.metadata_mut().insert(name.clone(), value.clone());
-        }
-        if let Some(timeout) = self.options.timeout {
-            request.set_timeout(timeout);
-        }
-        request
-    }
-
-    async fn call(&self, client: &mut Grpc<Channel>) {
+    async fn call(&self, client: &Client) {
         let (body, token) = self.body();
         let began = Instant::now();
-        let outcome = self.ask(client, body).await;
+        let outcome = client.call(body, self.options.timeout).await;
         let took = began.elapsed();
         if began < self.counted_from {
             return;
@@ -79,26 +64,15 @@ impl Load {
         let mut tally = self.tally.borrow_mut();
         match outcome {
             Ok(reply) => {
-                let version = reply.metadata().get("volary-version");
-                let version = version.and_then(|value| value.to_str().ok());
                 let is_late = self.options.timeout.is_some_and(|limit| took > limit);
-                let code = if is_late { Code::DeadlineExceeded } else { Code::Ok };
-                tally.note(code, took, version);
-                if token.is_some_and(|token| !holds(reply.get_ref(), &token)) {
+                let code = if is_late { DEADLINE_EXCEEDED } else { 0 };
+                tally.note(code, took, reply.version.as_deref());
+                if token.is_some_and(|token| !holds(&reply.message, &token)) {
                     tally.mixed_up += 1;
                 }
             }
-            Err(status) => tally.note(status.code(), took, None),
+            Err(code) => tally.note(code, took, None),
         }
-    }
-
-    async fn ask(
-        &self,
-        client: &mut Grpc<Channel>,
-        body: Bytes,
-    ) -> Result<Response<Bytes>, Status> {
-        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        client.unary(self.request(body), self.path.clone(), Raw).await
     }
 }
 
@@ -106,13 +80,13 @@ fn holds(reply: &[u8], token: &[u8; 16]) -> bool {
     reply.windows(token.len()).any(|window| window == token)
 }
 
-async fn closed_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
+async fn closed_loop(load: &Rc<Load>, clients: &[Client]) {
     let callers: Vec<_> = (0..load.options.concurrency)
         .map(|place| {
-            let (load, mut client) = (load.clone(), clients[place % clients.len()].clone());
+            let (load, client) = (load.clone(), clients[place % clients.len()].clone());
             tokio::task::spawn_local(async move {
                 while Instant::now() < load.until {
-                    load.call(&mut client).await;
+                    load.call(&client).await;
                 }
             })
         })
@@ -122,13 +96,13 @@ async fn closed_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
     }
 }
 
-async fn open_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
+async fn open_loop(load: &Rc<Load>, clients: &[Client]) {
     let began = Instant::now();
     let mut sent: u64 = 0;
     while Instant::now() < load.until {
         let due = (began.elapsed().as_secs_f64() * load.options.rate) as u64;
         while sent < due {
-            let mut client = clients[sent as usize % clients.len()].clone();
+            let client = clients[sent as usize % clients.len()].clone();
             sent += 1;
             if load.open.get() >= MAX_OPEN {
                 continue; // nobody answers at all: memory is bounded
@@ -136,7 +110,7 @@ async fn open_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
             load.open.set(load.open.get() + 1);
             let load = load.clone();
             tokio::task::spawn_local(async move {
-                load.call(&mut client).await;
+                load.call(&client).await;
                 load.open.set(load.open.get() - 1);
             });
         }
@@ -149,19 +123,14 @@ async fn open_loop(load: &Rc<Load>, clients: &[Grpc<Channel>]) {
 }
 
 async fn run(options: Options) -> Result<serde_json::Value, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", options.address))
-        .map_err(|error| error.to_string())?
-        .tcp_nodelay(true);
+    let head = head(&options)?;
     let mut clients = Vec::new();
     for _ in 0..options.connections {
-        let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
-        clients.push(Grpc::new(channel));
+        clients.push(Client::connect(&options.address, head.clone()).await?);
     }
-    let headers = options.headers.iter().map(header).collect::<Result<_, _>>()?;
     let counted_from = Instant::now() + options.warmup;
     let load = Rc::new(Load {
-        path: options.path.parse().map_err(|error| format!("{}: {error}", options.path))?,
-        headers,
+        framed: framed(&options.body),
         tally: RefCell::default(),
         counted_from,
         until: counted_from + options.span,
@@ -178,10 +147,27 @@ async fn run(options: Options) -> Result<serde_json::Value, String> {
     Ok(tally.report(load.options.span))
 }
 
-fn header(pair: &(String, String)) -> Result<(MetadataKey<Ascii>, MetadataValue<Ascii>), String> {
-    let name = pair.0.parse().map_err(|_| format!("{} is no header", pair.0))?;
-    let value = pair.1.parse().map_err(|_| format!("the value of {} is no text", pair.0))?;
-    Ok((name, value))
+/// What every call says of itself.
+fn head(options: &Options) -> Result<Request<()>, String> {
+    let uri = format!("http://{}{}", options.address, options.path);
+    let mut head = Request::post(uri).body(()).map_err(|error| error.to_string())?;
+    *head.version_mut() = http::Version::HTTP_2;
+    let mut put = |name: &str, text: &str| {
+        let key = HeaderName::try_from(name).map_err(|_| format!("{name} is no header"))?;
+        let value =
+            HeaderValue::try_from(text).map_err(|_| format!("the value of {name} is no text"))?;
+        head.headers_mut().insert(key, value);
+        Ok::<(), String>(())
+    };
+    put("content-type", "application/grpc")?;
+    put("te", "trailers")?;
+    if let Some(timeout) = options.timeout {
+        put("grpc-timeout", &format!("{}u", timeout.as_micros()))?;
+    }
+    for (name, text) in &options.headers {
+        put(name, text)?;
+    }
+    Ok(head)
 }
 
 fn main() {

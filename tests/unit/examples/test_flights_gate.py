@@ -53,6 +53,7 @@ def prepare(folder: Path, table: pa.Table, spec: dict[str, Any], seed: int) -> N
         "threads": 1,
         "validation_share": spec["evaluation"]["validation_share"],
         "decision_threshold": spec["evaluation"]["decision_threshold"],
+        "variants": [],
     }
     (folder / "order.json").write_text(json.dumps(order))
     with (
