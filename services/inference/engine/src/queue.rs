@@ -10,6 +10,9 @@ use crate::run_times::RunTimes;
 
 // of what waits before a call, on top: a queue that is as long as the deadline answers all too late
 const MARGIN: u32 = 2; // half
+                       // of the run that would be, to gather as many rows as the last one had: those who were answered
+                       // together ask again together, and a run of the first few of them makes all others wait for it
+const GATHERING: u32 = 8;
 
 /// Limits of a batch and of its queue.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +99,7 @@ pub struct Queue<T> {
     queued_rows: usize,
     oldest: Instant,
     busy_until: Instant,
+    last_rows: usize,
     is_closing: bool,
     pub run_times: RunTimes,
 }
@@ -109,6 +113,7 @@ impl<T: Waiting> Queue<T> {
             queued_rows: 0,
             oldest: now,
             busy_until: now,
+            last_rows: 0,
             is_closing: false,
             run_times: RunTimes::default(),
         }
@@ -146,6 +151,32 @@ impl<T: Waiting> Queue<T> {
     pub fn ended(&mut self, rows: usize, took: Duration, now: Instant) {
         self.run_times.record(rows, took, now);
         self.busy_until = now;
+        self.last_rows = rows;
+    }
+
+    /// How long to wait for as many rows as the last run had; None to go on at once.
+    ///
+    /// Where the policy has a delay of its own, that one holds.
+    pub fn gathering(&self, now: Instant) -> Option<Duration> {
+        let first = self.heap.peek()?;
+        if self.is_closing || self.has_gathered() || !self.policy.max_delay.is_zero() {
+            return None;
+        }
+        let run = self.run_times.predict(self.expected_rows(), now);
+        let due = first.deadline.checked_sub(run)?;
+        let until = due.min(self.oldest + run / GATHERING);
+        until
+            .checked_duration_since(now)
+            .filter(|wait| !wait.is_zero())
+    }
+
+    /// True with as many rows as the last run had.
+    pub fn has_gathered(&self) -> bool {
+        self.queued_rows >= self.expected_rows() || self.is_full()
+    }
+
+    fn expected_rows(&self) -> usize {
+        self.last_rows.min(self.policy.max_rows)
     }
 
     pub fn close(&mut self) {
@@ -404,6 +435,32 @@ mod tests {
         queue.put(call(3), now + 12 * MS, now).unwrap();
         assert_eq!(names(queue.step(now, &mut vec![])).0, [1, 3]);
         assert_eq!(names(queue.step(now, &mut vec![])).0, [2]);
+    }
+
+    #[test]
+    fn a_run_waits_a_little_for_as_many_rows_as_the_last_one_had() {
+        let now = Instant::now();
+        let mut queue = queue(8, Duration::ZERO, now);
+        assert_eq!(queue.gathering(now), None);
+        queue.put(call(0), now + 100 * MS, now).unwrap();
+        assert_eq!(queue.gathering(now), None, "nothing is known yet");
+        names(queue.step(now, &mut vec![]));
+        queue.ended(4, 16 * MS, now);
+        queue.put(call(1), now + 100 * MS, now).unwrap();
+        assert_eq!(queue.gathering(now), Some(2 * MS));
+        assert_eq!(queue.gathering(now + 2 * MS), None);
+        for name in 2..5 {
+            queue.put(call(name), now + 100 * MS, now).unwrap();
+        }
+        assert_eq!(queue.gathering(now), None);
+        names(queue.step(now, &mut vec![]));
+        queue.ended(4, 16 * MS, now);
+        queue.put(call(5), now + 17 * MS, now).unwrap();
+        assert_eq!(
+            queue.gathering(now),
+            Some(MS),
+            "no longer than its deadline allows"
+        );
     }
 
     #[test]

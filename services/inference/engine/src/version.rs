@@ -228,13 +228,15 @@ impl Version {
         };
         let mut queue = locked(&self.queue);
         let was_empty = queue.is_empty();
+        let had_gathered = queue.has_gathered();
         queue.put(ticket, deadline, Instant::now())?;
         let is_full = queue.is_full();
+        let is_gathered = !had_gathered && queue.has_gathered();
         let is_small = self.is_even && queue.run_times.remembered(self.policy.max_rows) <= TURN;
         drop(queue);
         if !is_small {
             // a busy thread looks by itself; one that waits for more may have to close now
-            if was_empty || !self.policy.max_delay.is_zero() {
+            if was_empty || is_gathered || !self.policy.max_delay.is_zero() {
                 self.changed.notify_one();
             }
         } else if is_full {
@@ -309,7 +311,10 @@ impl Version {
         let mut queue = locked(&self.queue);
         loop {
             let now = Instant::now();
-            let step = queue.step(now, &mut dropped);
+            let step = match queue.gathering(now) {
+                Some(wait) => Step::Wait(Some(wait)),
+                None => queue.step(now, &mut dropped),
+            };
             if !dropped.is_empty() {
                 self.drop_unrun(&mut dropped);
             }
