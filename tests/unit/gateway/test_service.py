@@ -111,6 +111,11 @@ def served(backends: list[Backend]) -> Counter:
     return Counter(int(seen["volary-version"]) for each in backends for seen in each.calls())
 
 
+def pairs(backends: list[Backend]) -> set[tuple[int, str]]:
+    """Return which replica answered a call of which version."""
+    return {(i, seen["volary-version"]) for i, each in enumerate(backends) for seen in each.calls()}
+
+
 def healthy(running: Mesh, version: int) -> int:
     """Return how many healthy replicas of a version Envoy sees."""
     name = f"cluster.version/default/{running.model}/{version}.membership_healthy"
@@ -165,11 +170,15 @@ async def test_evidence_equals_the_calls_that_were_made(running: Mesh, backends:
 async def test_retries_are_counted_and_are_no_events(running: Mesh, backends: list[Backend]):
     await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
     await until(lambda: healthy(running, 1) == healthy(running, 2) == 2)
-    backends[0].fail = grpc.StatusCode.UNAVAILABLE  # every call that meets it is tried again
-    client = Client(running)
-    for _ in range(40):
+    client, before = Client(running), 0
+    while len(pairs(backends)) < 4:  # from now on Envoy's thread knows both replicas of both
         await client.infer()
-    failed = len(backends[0].calls())
+        before += 1
+    good = len(backends[0].calls())
+    backends[0].fail = grpc.StatusCode.UNAVAILABLE  # every call that meets it is tried again
+    for _ in range(before, 40):
+        await client.infer()
+    failed = len(backends[0].calls()) - good
     assert failed  # round robin: a failure and its retry are one turn, so it may be each call
     evidence = await running.counted("r1", 40 + failed)
     outcomes = [o for variant in evidence.variants for o in variant.outcomes]

@@ -30,6 +30,7 @@ from volary_workflows.rollout.messages import (
 LONGEST_S = 30 * 86_400.0
 MOST_STEPS = 50
 MOST_APPROVERS = 20
+YEAR_10_000_S = 253_402_300_800  # milliseconds by mistake are beyond it
 MOST_WINDOWS = 100
 MOST_HOOKS = 10
 METRICS = {
@@ -131,8 +132,8 @@ def _approval_problems(policy: ApprovalPolicy) -> Iterator[tuple[str, str]]:
 
 
 def _calendar_problems(spec: RolloutSpec) -> Iterator[tuple[str, str]]:
-    if not 0 <= spec.start_at_s < 4_102_444_800:
-        yield "start_at", "must be an instant before the year 2100"
+    if not 0 <= spec.start_at_s < YEAR_10_000_S:
+        yield "start_at", "must be seconds of an instant before the year 10000"
     if not 0 <= spec.cooldown_s <= LONGEST_S:
         yield "cooldown", "must be at most 30 days"
     if len(spec.freeze) > MOST_WINDOWS:

@@ -20,6 +20,7 @@ use crate::version::{Array, NotRun, Part, Spec, Version};
 const MAX_SUBJECT: usize = 256;
 const MAX_FEATURES: usize = 4_096; // a row longer than this is no feature vector
 const PROBABILITY: &str = "probability";
+const TOO_LATE: &str = "the call could not finish within its deadline";
 const LEAST_RETRY: Duration = Duration::from_millis(1);
 
 /// What a call wants of a version.
@@ -201,7 +202,7 @@ pub async fn run(
             return overloaded("the queue of this version is full", retry);
         }
         Err(NoRoom::Late(retry)) => {
-            return overloaded("the call could not finish within its deadline", retry);
+            return overloaded(TOO_LATE, retry);
         }
     };
     let answer = if queued.is_timed {
@@ -216,6 +217,7 @@ pub async fn run(
     match answer {
         Ok(Ok(part)) => Outcome::Part(part),
         Ok(Err(NotRun::Expired)) => late("the call's time ran out while it waited for a batch"),
+        Ok(Err(NotRun::Late)) => overloaded(TOO_LATE, LEAST_RETRY),
         Ok(Err(NotRun::Failed)) | Err(_) => Outcome::NotHere,
     }
 }

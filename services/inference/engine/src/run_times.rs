@@ -6,8 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-const SLOWER: f64 = 0.2; // gains of the moving mean: it keeps to the lower half of what was seen
-const FASTER: f64 = 0.4;
+const GAIN: f64 = 0.3; // of the moving mean; one that kept to the fast runs would admit too much
 const MAX_STEP: f64 = 4.0; // times the mean: a run that was held up counts for no more
 const LEAST_S: f64 = 1e-4; // and for no less than this: a mean of nothing could not grow
 const FRESH_S: f64 = 0.1; // so long a mean stands; then it halves in HALF_LIFE_S
@@ -35,8 +34,7 @@ impl Seen {
     fn add(&mut self, seconds: f64, now: Instant) {
         let mean_s = self.expected_s(now);
         let bounded_s = seconds.min(MAX_STEP * mean_s.max(LEAST_S));
-        let gain = if bounded_s > mean_s { SLOWER } else { FASTER };
-        self.mean_s = mean_s + gain * (bounded_s - mean_s);
+        self.mean_s = mean_s + GAIN * (bounded_s - mean_s);
         self.least_s = self.least_s.min(seconds);
         self.at = now;
     }
@@ -70,7 +68,14 @@ impl RunTimes {
     ///
     /// A size that never ran takes the time of the next larger one that did, and no size takes
     /// longer than runs of a smaller one would, one after another.
+    ///
+    /// What ran a moment ago is no guess: the rest is for sizes that were not seen lately.
     pub fn predict(&self, rows: usize, now: Instant) -> Duration {
+        if let Some(seen) = self.seen[bucket_of(rows)] {
+            if rows > 0 && now.saturating_duration_since(seen.at).as_secs_f64() <= FRESH_S {
+                return Duration::try_from_secs_f64(seen.mean_s).unwrap_or_default();
+            }
+        }
         self.least_of(rows, |seen| seen.expected_s(now))
     }
 
@@ -151,7 +156,9 @@ mod tests {
     fn many_rows_take_no_longer_than_as_many_runs_of_few() {
         let (mut times, now) = (RunTimes::default(), Instant::now());
         times.record(64, 5_000 * MS, now);
-        times.record(1, MS, now);
-        assert_eq!(times.predict(64, now), 64 * MS);
+        assert_eq!(times.predict(64, now), 5_000 * MS, "it is fresh");
+        let later = now + 200 * MS;
+        times.record(1, MS, later);
+        assert_eq!(times.predict(64, later), 64 * MS);
     }
 }

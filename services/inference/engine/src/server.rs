@@ -105,6 +105,9 @@ async fn serve(
         .initial_connection_window_size(4 * WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
+        // counted over a connection's whole life: with any limit callers whose time runs out would
+        // in the end cut off everybody behind the same proxy
+        .max_local_error_reset_streams(None)
         .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)

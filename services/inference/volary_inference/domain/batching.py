@@ -28,6 +28,8 @@ from volary_inference.domain.run_times import RunTimes
 
 log = logging.getLogger(__name__)
 # of what waits before a call, on top: a queue that is as long as the deadline answers all too late
+TOO_LATE = "the call could not finish within its deadline"
+LEAST_RETRY_S = 0.001
 MARGIN = 0.5
 Arrays = Mapping[str, np.ndarray]
 
@@ -236,7 +238,7 @@ class Batcher:
             raise _overloaded("the queue of this version is full", drain_s)
         predicted_s = self._predicted_s(ticket.rows, ticket.deadline_s, now_s)
         if now_s + predicted_s > ticket.deadline_s:
-            raise _overloaded("the call could not finish within its deadline", predicted_s)
+            raise _overloaded(TOO_LATE, predicted_s)
 
     def _predicted_s(self, rows: int, deadline_s: float, now_s: float) -> float:
         """Only what is due earlier runs before; what runs now has to end first."""
@@ -290,8 +292,19 @@ class Batcher:
         return None, min(late_s, due_s) - now_s
 
     def _drop_expired(self, now_s: float) -> None:
-        while self._queue and self._queue[0][0] <= now_s:
-            self._drop(self._pop(), "expired")
+        """Drop what is over and, while more than a batch waits, what would be answered too late.
+
+        The earliest deadline first, with too much to do, is to run each call when it is already
+        too late for it: it makes room for others.
+        """
+        rows = self.policy.max_rows if self._is_batched else 1
+        is_backlog = self._queued_rows >= rows and len(self._queue) > 1
+        run_s = self.run_times.predict_s(rows, now_s) if is_backlog else 0.0
+        while self._queue:
+            due_s = self._queue[0][0]
+            if due_s > now_s and due_s >= now_s + run_s:
+                return
+            self._drop(self._pop(), "expired", is_late=due_s > now_s)
 
     def _take(self) -> list[Ticket]:
         """Take the earliest deadlines that fit into one run; at least one ticket of any size."""
@@ -334,9 +347,13 @@ class Batcher:
         self._queued_rows -= ticket.rows
         return ticket
 
-    def _drop(self, ticket: Ticket, reason: str) -> None:
+    def _drop(self, ticket: Ticket, reason: str, *, is_late: bool = False) -> None:
         self._observer.dropped(reason)
-        if not ticket.is_cancelled:
+        if ticket.is_cancelled:
+            return
+        if is_late:
+            ticket.fail(_overloaded(TOO_LATE, LEAST_RETRY_S))
+        else:
             text = "the call's time ran out while it waited for a batch"
             ticket.fail(DeadlineExceeded("DEADLINE_EXCEEDED", text))
 
@@ -368,7 +385,7 @@ class Batcher:
 
 
 def _overloaded(text: str, retry_after_s: float) -> ResourceExhausted:
-    return ResourceExhausted("OVERLOADED", text, retry_after_s=max(0.001, retry_after_s))
+    return ResourceExhausted("OVERLOADED", text, retry_after_s=max(LEAST_RETRY_S, retry_after_s))
 
 
 def _joined(batch: Sequence[Ticket]) -> Arrays:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SLOWER, FASTER = 0.2, 0.4  # gains of the moving mean: it keeps to the lower half of what was seen
+GAIN = 0.3  # of the moving mean; one that kept to the fast runs would admit too much
 MAX_STEP = 4.0  # times the mean: a run that the machine held up counts for no more
 LEAST_S = 1e-4  # and for no less than this: a mean of nothing could not grow
 FRESH_S = 0.1  # so long a mean stands; then it halves in HALF_LIFE_S, but
@@ -33,8 +33,7 @@ class _Seen:
     def add(self, seconds: float, now_s: float) -> None:
         mean_s = self.expected_s(now_s)
         bounded_s = min(seconds, MAX_STEP * max(mean_s, LEAST_S))
-        gain = SLOWER if bounded_s > mean_s else FASTER
-        self.mean_s = mean_s + gain * (bounded_s - mean_s)
+        self.mean_s = mean_s + GAIN * (bounded_s - mean_s)
         self.least_s = min(self.least_s, seconds)
         self.at_s = now_s
 
@@ -57,11 +56,15 @@ class RunTimes:
         """Return the seconds that a run of so many rows should take; 0 before the first run.
 
         A size that never ran takes the time of the next larger one that did, and no size takes
-        longer than runs of a smaller one would, one after another.
+        longer than runs of a smaller one would, one after another. What ran a moment ago is no
+        guess: that is for sizes that were not seen lately.
         """
         if rows <= 0 or not self._seen:
             return 0.0
         bucket = bucket_of(rows)
+        own = self._seen.get(bucket)
+        if own is not None and now_s - own.at_s <= FRESH_S:
+            return own.mean_s
         found_s: list[float] = []
         larger: tuple[int, float] | None = None
         for known, seen in tuple(self._seen.items()):  # runs are recorded by another thread
