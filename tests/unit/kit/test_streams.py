@@ -136,6 +136,7 @@ async def test_running_consumer_is_woken_by_an_event(redis: Redis):
         while inbox.ids != ["1"]:
             await asyncio.sleep(0.005)
     running.cancel()
+    await asyncio.gather(running, return_exceptions=True)  # it would meet the next test's stream
 
 
 async def test_length_is_bounded(redis: Redis):
