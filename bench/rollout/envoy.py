@@ -27,12 +27,11 @@ from volary_cli.launcher.engines import free_port as engine_port
 from volary_cli.launcher.engines import running as engine_running
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Cause, Traffic, Weight
-from volary_gateway.xds.mesh import Built, Mesh
-from volary_gateway.xds.snapshot import Snapshot
+from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_kit.migrations import migrate, migrations_of
 
 from bench.report import Goal, Line, header, print_lines, say
-from bench.rollout.many import mesh_of_many, replica, start_replica, until_answers
+from bench.rollout.many import mesh_of_many, replica, start_replica, until_answers, until_served_by
 from tests.unit.gateway.mesh import Mesh as GatewayMesh
 from tests.unit.gateway.mesh import mesh as gateway_mesh
 from tests.unit.gateway.rig import Rig, free_port, rig, until
@@ -65,66 +64,20 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-class Steps:
-    """Many models on one replica, of which one at a time changes its split."""
-
-    def __init__(self, running: Rig, address: str, models: int) -> None:
-        self._rig = running
-        self._built = Built()
-        self._names = [ModelName("default", f"m{n:04d}") for n in range(models)]
-        self._traffic = {name: self._split(name, 1, Cause.SET, 1) for name in self._names}
-        self._ready = {VersionName.of(n, v): (address,) for n in self._names for v in (1, 2)}
-        self._address = address
-        self._edge = running.edge
-        self._stub = v2_grpc.GRPCInferenceServiceStub(running.channel())
-        self._key = (("x-api-key", running.token()),)
-
-    @staticmethod
-    def _split(name: ModelName, generation: int, cause: Cause, version: int) -> Traffic:
-        other = 3 - version
-        weights = (Weight(version, WHOLE), Weight(other, 0))
-        return Traffic(
-            name, generation, weights, production=1, rollout="r1", step="canary", cause=cause
-        )
-
-    async def begin(self) -> None:
-        """Serve everything once; Envoy checks the health of every cluster first."""
-        snapshot = self._publish()
-        if not await self._rig.plane.converge(snapshot, CONVERGE_S):
-            raise AssertionError(f"Envoy does not take the snapshot: {self._rig.plane.rejections}")
-        for name in (self._names[0], self._names[-1]):
-            await self._until_served_by(name, 1)
-
-    def _publish(self) -> Snapshot:
-        mesh = Mesh(self._edge, tuple(self._traffic.values()), self._ready, (self._address,))
-        self._built = self._built.of(mesh)
-        snapshot = self._built.snapshot
-        self._rig.plane.publish(snapshot)
-        return snapshot
-
-    async def step(self, at: int, cause: Cause) -> float:
-        """Turn a model's traffic round; return the seconds until a call met the other version."""
-        name = self._names[at % len(self._names)]
-        before = self._traffic[name]
-        version = 3 - before.weights[0].version
-        began = time.perf_counter()
-        self._traffic[name] = self._split(name, before.generation + 1, cause, version)
-        self._publish()
-        await self._until_served_by(name, version)
-        return time.perf_counter() - began
-
-    async def _until_served_by(self, name: ModelName, version: int) -> None:
-        request = v2.ModelInferRequest(model_name=name.model)
-        end = time.monotonic() + CONVERGE_S
-        while True:
-            call = self._stub.ModelInfer(request, metadata=self._key, timeout=CALL_S)
-            try:
-                if (await call).model_version == str(version):
-                    return
-            except grpc.aio.AioRpcError:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(0.01)
+async def serve_one(running: Rig, address: str) -> ModelName:
+    """Serve one model on one replica; return its name once it answers at the edge."""
+    name = ModelName("default", "m0000")
+    weights = (Weight(1, WHOLE), Weight(2, 0))
+    traffic = Traffic(name, 1, weights, production=1, rollout="r1", step="canary", cause=Cause.SET)
+    ready = {VersionName.of(name, version): (address,) for version in (1, 2)}
+    snapshot = snapshot_of(Mesh(running.edge, (traffic,), ready, (address,)))
+    running.plane.publish(snapshot)
+    if not await running.plane.converge(snapshot, CONVERGE_S):
+        raise AssertionError(f"Envoy does not take the snapshot: {running.plane.rejections}")
+    stub = v2_grpc.GRPCInferenceServiceStub(running.channel())
+    key = (("x-api-key", running.token()),)
+    await until_served_by(stub, key, name, 1, within_s=CONVERGE_S)
+    return name
 
 
 async def pushes(folder: Path, plan: Plan) -> dict[str, float]:
@@ -149,9 +102,8 @@ async def pushes(folder: Path, plan: Plan) -> dict[str, float]:
 async def added(folder: Path, plan: Plan) -> dict[str, float]:
     """Measure what Envoy adds to a call, turn about with calls that go direct."""
     async with replica() as address, rig(folder) as running:
-        steps = Steps(running, address, 1)
-        await steps.begin()
-        request = v2.ModelInferRequest(model_name="m0000")
+        name = await serve_one(running, address)
+        request = v2.ModelInferRequest(model_name=name.model)
         direct = grpc.aio.insecure_channel(address)
         stubs = [v2_grpc.GRPCInferenceServiceStub(each) for each in (direct, running.channel())]
         key = (("x-api-key", running.token()),)

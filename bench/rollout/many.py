@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,17 +196,29 @@ class Steps:
 
     async def until_served_by(self, name: ModelName, version: int) -> None:
         """Call until a version answers."""
-        request = v2.ModelInferRequest(model_name=name.model)
-        end = time.monotonic() + READY_S
-        while True:
-            call = self._edge.ModelInfer(request, metadata=self._key, timeout=CALL_S)
-            try:
-                if (await call).model_version == str(version):
-                    return
-            except grpc.aio.AioRpcError:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(0.05)
+        await until_served_by(self._edge, self._key, name, version)
+
+
+async def until_served_by(
+    edge: v2_grpc.GRPCInferenceServiceStub,
+    key: Sequence[tuple[str, str]],
+    name: ModelName,
+    version: int,
+    *,
+    within_s: float = READY_S,
+) -> None:
+    """Call a model at the edge until a version of it answers."""
+    request = v2.ModelInferRequest(model_name=name.model)
+    end = time.monotonic() + within_s
+    while True:
+        call = edge.ModelInfer(request, metadata=key, timeout=CALL_S)
+        try:
+            if (await call).model_version == str(version):
+                return
+        except grpc.aio.AioRpcError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True)
