@@ -105,8 +105,8 @@ async fn serve(
         .initial_connection_window_size(4 * WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
-        // counted over a connection's whole life: with any limit callers whose time runs out would
-        // in the end cut off everybody behind the same proxy
+        // counted over a connection's whole life, and one connection may carry every caller behind a
+        // proxy: with a limit they would all be cut off in the end
         .max_local_error_reset_streams(None)
         .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(KEEPALIVE)
