@@ -119,6 +119,7 @@ class Mesh:
             self.folder, self.admin_port, self.port, self.folder / "credential.json"
         )
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._left: list[grpc.aio.Channel] = []
 
     def start_gateway(self) -> None:
         settings = {
@@ -145,8 +146,11 @@ class Mesh:
         )
 
     def kill_gateway(self) -> None:
+        """Kill it, and forget the channels to it: one may not have noticed when it is used next."""
         self.gateway.kill()
         self.gateway.wait()
+        self._left += [c for n, c in self._channels.items() if not n.startswith("edge")]
+        self._channels = {n: c for n, c in self._channels.items() if n.startswith("edge")}
 
     def direct(self, name: str) -> grpc.aio.Channel:
         """Return a channel to gateway itself."""
@@ -249,7 +253,7 @@ class Mesh:
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        for channel in (*self._channels.values(), *self._left):
             await channel.close()
 
 

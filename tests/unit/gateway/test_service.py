@@ -278,6 +278,7 @@ async def test_killed_envoy_is_back_with_the_same_configuration(running: Mesh):
     await client.infer()
     running.envoy.kill()
     running.envoy.start()
+    client = Client(running)  # the old one's connection may not know yet that it is broken
     call = v2.ModelInferRequest(model_name=client.model)
     await client.stub.ModelInfer(call, metadata=client.key, timeout=20, wait_for_ready=True)
     end = asyncio.get_running_loop().time() + 10
