@@ -85,6 +85,7 @@ STANDS = (
 FROZEN = "worker frozen"
 NOTHING = "nothing"
 LOST = (NOTHING, "worker", FROZEN, "temporal", "gateway", "envoy", "inference")
+ENGINES = ("postgres", "redis")
 PROCESS = {"worker": "workflows", FROZEN: "workflows", "inference": "inference-0"}
 # without records lost no step is written anew
 KEEPS_EVIDENCE = (NOTHING, "worker", FROZEN, "temporal")

@@ -60,7 +60,7 @@ def explained(found: Iterable[Explanation]) -> Table:
             _coloured(each.verdict),
             _coloured(each.recomputed),
             mark,
-            "\n".join([*each.reasons, *dry_run]),
+            "\n".join([*each.reasons, *each.begun_again, *dry_run]),
         )
     return table
 

@@ -19,7 +19,7 @@ from volary_kit.streams import TRAFFIC_EVENTS
 
 from volary_gateway.admin import EnvoyAdmin
 from volary_gateway.domain.fallbacks import Fallback
-from volary_gateway.domain.fleet import LEASE_US, Desired, Fleet, Readiness, Replica
+from volary_gateway.domain.fleet import LEASE_US, Desired, Fleet, Readiness, Replica, require_latest
 from volary_gateway.domain.limits import Limit, LimitName
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import IsReady, Traffic
@@ -328,18 +328,25 @@ class Controller:
         """Return how many calls are on their way to a version, None while Envoy is away."""
         return await self._admin.in_flight(version.cluster)
 
-    async def load_version(self, version: VersionName, digest: str) -> None:
-        """Put a version into the desired set."""
+    async def load_version(
+        self, version: VersionName, digest: str, rollout_generation: int = 0
+    ) -> None:
+        """Put a version into the desired set; raise `STALE_GENERATION` for an old rollout."""
         async with self._writing:
-            if not self.desired.check(version, digest):
-                return
+            is_new = self.desired.check(version, digest)
             async with self._database.transaction() as transaction:
+                await _fence(transaction, version.parent, rollout_generation)
+                if not is_new:
+                    return
                 revision = await fleet_rows.want(transaction, version, digest)
             self.desired.add(version, digest, revision)
             self._fleet_changed()
 
-    async def unload_version(self, version: VersionName) -> None:
-        """Take a version out of the desired set; raise `VERSION_IN_TRAFFIC` while it serves."""
+    async def unload_version(self, version: VersionName, rollout_generation: int = 0) -> None:
+        """Take a version out of the desired set.
+
+        Raises `VERSION_IN_TRAFFIC` while it serves, `STALE_GENERATION` for an old rollout.
+        """
         async with self._writing:
             traffic = self._traffic.get(version.parent)
             if traffic is not None and version.version in traffic.versions:
@@ -349,6 +356,7 @@ class Controller:
                     metadata={"version": str(version)},
                 )
             async with self._database.transaction() as transaction:
+                await _fence(transaction, version.parent, rollout_generation)
                 revision = await fleet_rows.let_go(transaction, version)
             self.desired.remove(version, revision)
             self._fleet_changed()
@@ -410,6 +418,13 @@ class Controller:
         self._plane.publish(built.snapshot)
         self._built = built
         self.changes.announce()
+
+
+async def _fence(transaction: Transaction, model: ModelName, rollout_generation: int) -> None:
+    """Let a rollout through unless a later one of the model has been here; 0 is no rollout."""
+    if rollout_generation:
+        latest = await fleet_rows.claim(transaction, model, rollout_generation)
+        require_latest(model, rollout_generation, latest)
 
 
 def _is_still(fleet: Fleet, replica_id: str, saved: Replica | None) -> bool:

@@ -44,6 +44,14 @@ desired_revision = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
 )
 
+rollout_fences = sa.Table(
+    "rollout_fences",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+)
+
 replicas = sa.Table(
     "replicas",
     metadata,

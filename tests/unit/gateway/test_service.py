@@ -27,7 +27,7 @@ from volary.gateway.v1 import (
 from volary.policy.v1 import policy_pb2
 from volary_kit.testing import eventually
 
-from tests.unit.gateway.mesh import Mesh, mesh
+from tests.unit.gateway.mesh import DIGEST, Mesh, mesh
 from tests.unit.gateway.rig import Backend, Load, until
 
 ROLLOUT = "projects/default/rollouts/r1"
@@ -398,6 +398,32 @@ async def test_version_in_traffic_is_not_unloaded(running: Mesh):
     await unload(2)
     late = running.set(1, (2, 1), (1, 9_999))
     assert await reason_of(late) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_NOT_READY")
+
+
+async def test_an_earlier_rollout_neither_loads_nor_unloads_after_a_later_one(running: Mesh):
+    name, metadata = f"{running.name}/versions/2", running.as_service()
+
+    def load(generation: int):
+        request = replica_service_pb2.LoadVersionRequest(
+            name=name, digest=DIGEST, rollout_generation=generation
+        )
+        return running.replicas.LoadVersion(request, metadata=metadata, timeout=5)
+
+    def unload(generation: int):
+        request = replica_service_pb2.UnloadVersionRequest(name=name, rollout_generation=generation)
+        return running.replicas.UnloadVersion(request, metadata=metadata, timeout=5)
+
+    stale = (grpc.StatusCode.ABORTED, "STALE_GENERATION")
+    await load(10)
+    await load(20)  # there already: it is the later one's from here on
+    assert await reason_of(unload(10)) == stale
+    assert await reason_of(load(10)) == stale
+    await running.set(1, (2, 1), (1, 9_999))  # it is still there
+    await running.set(2, (1, 10_000))
+    await unload(20)
+    assert await reason_of(load(10)) == stale  # also when nothing is left of it
+    await load(0)  # a person is no rollout
+    await unload(0)
 
 
 async def test_version_never_changes_its_artifact(running: Mesh):

@@ -19,10 +19,13 @@ import pytest
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from temporalio import activity
+from temporalio.testing import ActivityEnvironment
+from volary.gateway.v1 import replica_service_pb2
 from volary.monitor.v1 import monitor_pb2, monitor_service_pb2_grpc
 from volary.registry.v1 import model_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.clock import SystemClock
+from volary_kit.errors import Aborted
 from volary_kit.identity import TokenSource
 from volary_kit.outgoing.dress import MeshDress
 from volary_workflows.experiment.activities import ExperimentActivities
@@ -218,6 +221,44 @@ async def test_a_version_that_fails_goes_back_and_its_calls_are_counted(temporal
     assert await counted(running, status.rollout, 2, exposed) == exposed
     assert 0 < status.look.exposed_calls <= exposed < 1_000
     assert peers.stored[status.look.evaluation].verdict == "FAIL"
+
+
+async def test_a_resumed_worker_lets_be_what_a_later_rollout_has_loaded(running):
+    """What a worker still had in hand when it was frozen, after two more rollouts of the model."""
+    running.model = "resumed"
+    earlier = Subject("default", "resumed", 2, DIGEST, rollout_generation=1_000)
+    later = replace(earlier, rollout_generation=2_000)
+    async with calling(running) as activities:
+        run = ActivityEnvironment().run
+        assert await run(activities.load_version, earlier) > 0
+        assert await run(activities.load_version, later) > 0
+        assert not await run(activities.unload_version, earlier)
+        seen = await readiness(running, 2)
+        assert seen.ready_replicas == seen.attached_replicas > 0
+        with pytest.raises(Aborted) as refused:
+            await run(activities.load_version, earlier)
+        assert refused.value.reason == "STALE_GENERATION"
+        assert await run(activities.unload_version, later)
+
+
+async def readiness(running: Mesh, version: int) -> replica_service_pb2.VersionReadiness:
+    name = f"{running.name}/versions/{version}"
+    request = replica_service_pb2.GetVersionReadinessRequest(name=name)
+    return await running.replicas.GetVersionReadiness(
+        request, metadata=running.as_service(), timeout=5
+    )
+
+
+@asynccontextmanager
+async def calling(running: Mesh) -> AsyncIterator[RolloutActivities]:
+    """Yield activities on the real gateway; the other peers are not asked."""
+    addresses = dict.fromkeys(("gateway", "registry", "monitor"), f"127.0.0.1:{running.port}")
+    tokens = TokenSource(running.keys["workflows"], SystemClock())
+    channels = Channels("workflows", addresses, MeshDress(tokens))
+    try:
+        yield RolloutActivities(channels, Webhooks([]), SystemClock())
+    finally:
+        await channels.close()
 
 
 @dataclass

@@ -23,7 +23,7 @@ from volary.gateway.v1 import (
 from volary.registry.v1 import model_pb2, registry_service_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.clock import Clock
-from volary_kit.errors import FailedPrecondition, NotFound
+from volary_kit.errors import Aborted, FailedPrecondition, NotFound
 from volary_kit.timestamps import to_us
 
 from volary_workflows.experiment.ownership import experiment_on
@@ -45,6 +45,7 @@ from volary_workflows.rollout.tasks import (
     TrafficChange,
     TrafficState,
 )
+from volary_workflows.rollout.traffic import STALE
 from volary_workflows.rollout.traffic_calls import EFFECT_POLL_S, TrafficCalls, id_of, state_of
 from volary_workflows.rollout.webhooks import Webhooks
 
@@ -137,7 +138,11 @@ class RolloutActivities:
         """
         name = version_name(subject)
         await self._replicas.LoadVersion(
-            replica_service_pb2.LoadVersionRequest(name=name, digest=subject.digest)
+            replica_service_pb2.LoadVersionRequest(
+                name=name,
+                digest=subject.digest,
+                rollout_generation=subject.rollout_generation,
+            )
         )
         while True:
             seen = await self._replicas.GetVersionReadiness(
@@ -152,7 +157,9 @@ class RolloutActivities:
 
     @activity.defn
     async def unload_version(self, subject: Subject) -> bool:
-        """Let the replicas drop the version; False when somebody gave it traffic meanwhile.
+        """Let the replicas drop the version; False when it is somebody else's meanwhile.
+
+        Somebody gave it traffic, or a later rollout has loaded it.
 
         Calls that were routed before the traffic changed are still being answered, or retried:
         their endpoints stay until Envoy has had none on its way, or for `DRAIN_S`.
@@ -160,11 +167,18 @@ class RolloutActivities:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 await self._drained(version_name(subject))
-        request = replica_service_pb2.UnloadVersionRequest(name=version_name(subject))
-        with suppress(FailedPrecondition, NotFound):
+        request = replica_service_pb2.UnloadVersionRequest(
+            name=version_name(subject), rollout_generation=subject.rollout_generation
+        )
+        try:
             await self._replicas.UnloadVersion(request)
-            return True
-        return False
+        except (FailedPrecondition, NotFound):
+            return False
+        except Aborted as error:
+            if error.reason != STALE:
+                raise
+            return False
+        return True
 
     async def _drained(self, name: str) -> None:
         request = replica_service_pb2.GetVersionReadinessRequest(name=name, count_calls=True)

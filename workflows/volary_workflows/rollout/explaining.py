@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -16,6 +17,7 @@ from volary_workflows.judge.verdict import VERSION, judge
 from volary_workflows.retrain.floors import FLOORS_VERSION, broken_floors
 from volary_workflows.rollout import shadow_diffs
 
+OF_STEPS = ("step", "bake")
 JUDGES = (VERSION, GATE_VERSION, FLOORS_VERSION, shadow_diffs.VERSION, experiment.VERSION)
 
 
@@ -24,7 +26,8 @@ class Explanation:
     """One verdict: as it was stored, as it comes out today, and whether the two are the same.
 
     `judge` is the judge that spoke then, `is_same_judge` whether it is the one that speaks today:
-    another one may differ with good reason. `dry_run` are the guards that decided nothing.
+    another one may differ with good reason. `dry_run` are the guards that decided nothing,
+    `begun_again` says in words which steps were counted anew because records were lost.
     """
 
     evaluation: str
@@ -39,6 +42,7 @@ class Explanation:
     reasons: list[str]
     recomputed_reasons: list[str]
     dry_run: list[str]
+    begun_again: list[str] = field(default_factory=list)
 
 
 def explanations(evaluations: Iterable[model_pb2.Evaluation]) -> list[Explanation]:
@@ -70,7 +74,20 @@ def explanation_of(stored: model_pb2.Evaluation) -> Explanation:
         reasons=list(stored.reasons),
         recomputed_reasons=reasons,
         dry_run=trial,
+        begun_again=list(_begun_again(stored.kind, inputs)),
     )
+
+
+def _begun_again(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Say where a step was written anew: what was counted before stays, against the candidate."""
+    cells = Inputs.from_document(dict(inputs)).cells if kind in OF_STEPS else []
+    for before, after in pairwise(cells):
+        if before.step == after.step:
+            yield (
+                f"{before.step} began again: of generation {before.generation} records were lost "
+                f"({before.candidate.calls} calls of the candidate are known), so that it is "
+                f"counted anew since generation {after.generation}"
+            )
 
 
 def _again(

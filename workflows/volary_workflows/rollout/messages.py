@@ -232,6 +232,7 @@ class Progress:
     rejection: Approved | None = None
     held_s: float = 0.0
     shadow_diff: ShadowDiff | None = None
+    began_us: int = 0  # which of the model's rollouts it is: a later one has a higher number
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Running:
 
     def _subject(self) -> Subject:
         spec = self._spec
-        return Subject(spec.project, spec.model, spec.candidate, self._progress.digest)
+        progress = self._progress
+        return Subject(spec.project, spec.model, spec.candidate, progress.digest, progress.began_us)
 
     def _heed_stop(self) -> None:
         progress = self._progress

@@ -13,12 +13,16 @@ from volary_workflows.rollout.messages import Look, TrafficStep
 
 @dataclass(frozen=True)
 class Subject:
-    """A version of a model: what the small activities are about."""
+    """A version of a model: what the small activities are about.
+
+    `rollout_generation` says which rollout asks, as gateway fences it; 0 for none.
+    """
 
     project: str
     model: str
     version: int
     digest: str = ""
+    rollout_generation: int = 0
 
 
 @dataclass(frozen=True)

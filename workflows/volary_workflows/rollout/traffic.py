@@ -6,12 +6,13 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from volary_workflows.rollout.messages import State, TrafficStep
-    from volary_workflows.rollout.running import PATIENCE, Ended, Running, type_of
+    from volary_workflows.rollout.messages import State, TrafficStep, Transition
+    from volary_workflows.rollout.running import PATIENCE, Ended, Running, now_s, type_of
     from volary_workflows.rollout.tasks import TrafficChange, TrafficState
 
 STALE = "STALE_GENERATION"
 BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
+BEGUN_AGAIN = "records were lost, its evidence begins again"
 
 
 class TrafficWrites(Running):
@@ -27,8 +28,10 @@ class TrafficWrites(Running):
 
     async def _renew(self, step: str) -> None:
         """Begin a new interval of the same step: what is lost of the old one stays lost."""
-        self._progress.doubted_s = 0.0
-        last = self._progress.written[-1]
+        progress = self._progress
+        progress.doubted_s = 0.0
+        last = progress.written[-1]
+        progress.history.append(Transition(progress.state, now_s(), f"{step}: {BEGUN_AGAIN}"))
         await self._put(step, last.weight, last.shadow, "STEP", 0)
 
     async def _put(self, step: str, weight: int, shadow: int, cause: str, production: int) -> None:

@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.rollout.watching import Watching
 
 Stage = Callable[[], Awaitable[None]]
+MICROS = 1_000_000
 
 
 @workflow.defn(name="RolloutWorkflow")
@@ -53,6 +54,8 @@ class RolloutWorkflow(Commanded, Admission, Preparing, Watching):
             return
         seed = workflow.info().first_execution_run_id
         progress.request_seed = seed
+        # of one model one runs at a time, so these are in order
+        progress.began_us = int(workflow.info().workflow_start_time.timestamp() * MICROS)
         # run ids begin with the time: only the end tells two rollouts of a minute apart
         progress.rollout = f"{self._spec.model}-v{self._spec.candidate}-{seed[-8:]}"
         self._enter(State.PENDING, self._spec.reason)

@@ -22,6 +22,9 @@ DOWNLOAD_S = 30.0
 GO_INSTALL_S = 900.0
 # the newest that `go install` accepts: later ones carry replace directives
 GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
+# A worker that is frozen keeps its connections, and with them the polls that wait for a task: each
+# swallows one until that times out, 10 s a workflow's. A server that hears nothing closes them.
+MISSED_SOON = (("frontend.keepAliveTime", '"1s"'), ("frontend.keepAliveTimeout", '"2s"'))
 NAMESPACE = "default"
 PROBE_S = 2.0
 DESCRIBE = "/temporal.api.workflowservice.v1.WorkflowService/DescribeNamespace"
@@ -75,6 +78,7 @@ class TemporalEngine:
                 *("--metrics-port", str(self.metrics_port), "--namespace", NAMESPACE),
                 *("--db-filename", str(self._folder / "temporal.sqlite")),
                 *("--log-format", "json", "--log-level", "warn", "--ui-disable-news-fetch"),
+                *(f"--dynamic-config-value={key}={value}" for key, value in MISSED_SOON),
             ),
             folder=self._folder,
             # neither the user's own profile nor a call home

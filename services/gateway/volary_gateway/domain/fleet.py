@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from volary_kit.errors import Aborted, FailedPrecondition
 
-from volary_gateway.domain.names import VersionName
+from volary_gateway.domain.names import ModelName, VersionName
 
 # Envoy's health checks take a frozen replica out within 3 s; the lease outlasts a machine that is
 # too busy to report, since a lease that ends by mistake takes a good replica away
@@ -209,6 +209,20 @@ class Fleet:
         self._superseded[replica.id, replica.incarnation] = None
         while len(self._superseded) > MAX_SUPERSEDED:
             del self._superseded[next(iter(self._superseded))]
+
+
+def require_latest(model: ModelName, generation: int, latest: int) -> None:
+    """Raise Aborted `STALE_GENERATION` when a later rollout has loaded versions of the model."""
+    if generation < latest:
+        raise Aborted(
+            "STALE_GENERATION",
+            f"a later rollout of {model} has taken over what is loaded",
+            metadata={
+                "model": str(model),
+                "rollout_generation": str(generation),
+                "latest_rollout_generation": str(latest),
+            },
+        )
 
 
 def _serves(held: Held, wanted: str | None) -> bool:

@@ -57,14 +57,14 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
         self, request: replica_service_pb2.LoadVersionRequest, context: Context
     ) -> replica_service_pb2.VersionReadiness:
         version = version_of(request.name)
-        await self._controller.load_version(version, request.digest)
+        await self._controller.load_version(version, request.digest, request.rollout_generation)
         return _readiness(self._controller.readiness(version))
 
     async def UnloadVersion(
         self, request: replica_service_pb2.UnloadVersionRequest, context: Context
     ) -> replica_service_pb2.VersionReadiness:
         version = version_of(request.name)
-        await self._controller.unload_version(version)
+        await self._controller.unload_version(version, request.rollout_generation)
         return _readiness(self._controller.readiness(version))
 
     async def GetVersionReadiness(

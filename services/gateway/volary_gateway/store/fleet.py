@@ -9,8 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 from volary_kit.database import Transaction
 
 from volary_gateway.domain.fleet import Desired, Held, Replica, VersionState
-from volary_gateway.domain.names import VersionName
-from volary_gateway.tables import desired_revision, desired_versions, replicas
+from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.tables import desired_revision, desired_versions, replicas, rollout_fences
 
 
 async def desired(transaction: Transaction) -> Desired:
@@ -51,6 +51,19 @@ async def raise_revision(transaction: Transaction) -> int:
     revision = desired_revision.c.revision
     raised = sa.update(desired_revision).values(revision=revision + 1).returning(revision)
     return (await transaction.execute(raised)).scalar_one()
+
+
+async def claim(transaction: Transaction, model: ModelName, generation: int) -> int:
+    """Give what is loaded of a model to a rollout unless a later one has it; return whose it is."""
+    held = rollout_fences.c.generation
+    statement = insert(rollout_fences).values(
+        project=model.project, model=model.model, generation=generation
+    )
+    claimed = statement.on_conflict_do_update(
+        index_elements=["project", "model"],
+        set_={"generation": sa.func.greatest(held, statement.excluded.generation)},
+    )
+    return (await transaction.execute(claimed.returning(held))).scalar_one()
 
 
 async def known_replicas(transaction: Transaction, lease_until_us: int) -> list[Replica]:

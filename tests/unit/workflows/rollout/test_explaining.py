@@ -63,6 +63,21 @@ def test_inputs_that_were_altered_are_found_out():
     assert not explanation_of(evaluation).agrees
 
 
+def test_a_step_that_began_again_is_said_to_have():
+    lost = Cell("canary", 9, 0.1, Counts(40), Counts(360), complete=False)
+    cells = [Cell("shadow", 8, 1.0, Counts(99), Counts(99), shadow=True), lost]
+    found = explanation_of(stored(Inputs([Guard()], cells)))
+    assert found.begun_again == []
+    anew = Cell("canary", 10, 0.1, Counts(500), Counts(4_500))
+    found = explanation_of(stored(Inputs([Guard()], [*cells, anew])))
+    assert found.agrees
+    (text,) = found.begun_again
+    assert "canary began again" in text
+    assert "generation 9" in text
+    assert "40 calls" in text
+    assert "generation 10" in text
+
+
 def test_guards_in_dry_run_are_judged_again_too():
     trial = Inputs([Guard(alpha=0.05)], INPUTS.cells)
     found = explanation_of(stored(trial=trial))

@@ -110,6 +110,8 @@ async def test_an_interval_with_lost_records_is_given_up_for_a_new_one(time_skip
         ("canary", 1_000),
     ]
     assert [step.generation for step in world.tasks[-1].written][:3] == [8, 9, 10]
+    again = [each for each in status.history if "begins again" in each.reason]
+    assert [(each.state, each.reason.partition(":")[0]) for each in again] == [("CANARY", "canary")]
 
 
 async def test_where_records_are_always_lost_nothing_is_promoted(time_skipping):
