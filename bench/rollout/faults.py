@@ -23,15 +23,27 @@ from itertools import pairwise
 from pathlib import Path
 
 from bench.report import header, say
-from tests.chaos.rollouts import ENGINES, LOST, STANDS, Loss, Outcome, rollouts
+from tests.chaos.rollouts import (
+    BY_TIME,
+    ENGINES,
+    LOST,
+    RESUMED,
+    STANDS,
+    Loss,
+    Outcome,
+    rollouts,
+)
 
 PORT_BASE = 19_500
+EVERY = (BY_TIME, *STANDS)
+MORE = (RESUMED, *ENGINES)
 HOW = """\
 One mesh: Postgres, Redis, Temporal, registry, monitor, gateway, worker, Envoy, two replicas, each
 a process that the launcher brings back. Four clients call through Envoy all the while. One rollout
 a cell: a failpoint holds it at the state, the process is killed (kill -9) or frozen (SIGSTOP: a
 second worker takes over, the first one thaws after the end), and the rollout goes on at once, while
-the process is away."""
+the process is away. "worker resumed": frozen as it was about to unload the candidate, and thawed
+when the next rollout of the same candidate stood at STAGING."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,9 @@ async def measured(losses: Sequence[Loss], port_base: int, until_s: float) -> As
         async with rollouts(Path(folder) / "mesh", port_base) as running:
             for loss in losses:
                 if time.monotonic() < until_s:
-                    yield Row.of(loss, await running.run(loss))
+                    is_resumed = loss.process == RESUMED
+                    outcome = await (running.resume() if is_resumed else running.run(loss))
+                    yield Row.of(loss, outcome)
 
 
 def document(found: Sequence[Row], top: Sequence[str]) -> str:
@@ -100,7 +114,7 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         hurt[row.lost] += row.hurt
         broken.update({f"{row.lost}: {text}": n for text, n in row.broken.items()})
     cells = {(row.stand, row.lost): row for row in found}
-    columns = [*LOST, *(each for each in ENGINES if any(lost == each for _, lost in cells))]
+    columns = [*LOST, *(each for each in MORE if any(lost == each for _, lost in cells))]
     whom = ", ".join(f"{n} by the loss of {lost}" for lost, n in hurt.items() if n) or "none"
     calls, failed = sum(row.calls for row in found), sum(row.failed for row in found)
     attempts, unready = sum(row.attempts for row in found), sum(row.unready for row in found)
@@ -123,7 +137,7 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         "| held at | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
-    for stand in STANDS:
+    for stand in EVERY:
         shown = [_cell(cells.get((stand.name, lost))) for lost in columns]
         lines.append(f"| {stand.name} | " + " | ".join(shown) + " |")
     lines += ["", "Attempts of clients that failed, by the process that was lost:", ""]
@@ -151,8 +165,9 @@ async def run(asked: argparse.Namespace) -> list[Row]:
     losses = [
         Loss(stand, process)
         for process in asked.lost
-        for stand in STANDS
+        for stand in EVERY
         if stand.name in asked.states and (stand.name, process) not in there
+        if process != RESUMED or stand.name == "STAGING"
     ]
     found: list[Row] = []
     if not losses:
@@ -168,10 +183,10 @@ async def run(asked: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     """Print a line a rollout; progress goes to standard error."""
-    names = [stand.name for stand in STANDS]
+    names = [stand.name for stand in EVERY]
     parser = argparse.ArgumentParser(prog="bench rollout, faults", description=__doc__)
     parser.add_argument("--states", nargs="*", choices=names, default=names)
-    parser.add_argument("--lost", nargs="+", choices=(*LOST, *ENGINES), default=LOST)
+    parser.add_argument("--lost", nargs="+", choices=(*LOST, *MORE), default=LOST)
     parser.add_argument("--port-base", type=int, default=PORT_BASE)
     parser.add_argument("--rows", type=Path, help="append each row, as a line of JSON")
     parser.add_argument("--within-s", type=float, default=math.inf)

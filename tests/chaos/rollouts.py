@@ -57,7 +57,7 @@ MANUAL = ApprovalPolicy("manual", ["principals/ada"], valid_s=0.001)  # earlier 
 class Stand:
     """A state, and what holds a rollout there: an activity's failpoint, or a person's word.
 
-    `aborted` makes it turn back from its canary first.
+    Neither of them: time alone, `after_s`. `aborted` makes it turn back from its canary first.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Stand:
     point: str = ""
     word: str = ""
     aborted: bool = False
+    after_s: float = 3_600.0
 
 
 STANDS = (
@@ -82,13 +83,15 @@ STANDS = (
     Stand("ROLLING_BACK", State.ROLLING_BACK, "set_traffic.rollback" + DONE, aborted=True),
     Stand("UNLOADING", State.ROLLING_BACK, "unload_version", aborted=True),
 )
+BY_TIME = Stand("PENDING, a timer", State.PENDING, after_s=20.0)
 FROZEN = "worker frozen"
+RESUMED = "worker resumed"  # frozen as it unloads, thawed when the next rollout has loaded the same
 NOTHING = "nothing"
 LOST = (NOTHING, "worker", FROZEN, "temporal", "gateway", "envoy", "inference")
 ENGINES = ("postgres", "redis")
 PROCESS = {"worker": "workflows", FROZEN: "workflows", "inference": "inference-0"}
 # without records lost no step is written anew
-KEEPS_EVIDENCE = (NOTHING, "worker", FROZEN, "temporal")
+KEEPS_EVIDENCE = (NOTHING, "worker", FROZEN, RESUMED, "temporal", "redis")
 PROMOTED_WRITES = 5  # shadow, canary, 60, bake, promote
 ABORTED_WRITES = 3  # shadow, canary, rollback
 
@@ -99,6 +102,16 @@ class Loss:
 
     stand: Stand
     process: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a rollout begins from, and when."""
+
+    baseline: int
+    candidate: int
+    generation: int
+    at_s: float
 
 
 @dataclass
@@ -150,36 +163,66 @@ class Rollouts:
 
     async def run(self, *losses: Loss) -> Outcome:
         """Run one rollout; where it stands, lose a process and let it go on meanwhile."""
-        baseline = await self._mesh.settled()
-        candidate = sum(VERSIONS) - baseline
-        before = (await self._mesh.now()).generation
-        self._callers.turn()
-        self._watcher.turn()
-        self._aborted = False
-        began_s = time.monotonic()
-        for loss in losses:
-            self._arm(loss.stand)
-        spec = _spec([loss.stand for loss in losses], candidate)
-        handle = await start_rollout(self._temporal, spec)
+        begun = await self._begin()
+        handle = await self._start([loss.stand for loss in losses], begun.candidate)
         back_s = 0.0
         for loss in losses:
             await self._until_held(loss.stand, handle)
             lose = self._freeze if loss.process == FROZEN else self._kill
             component = PROCESS.get(loss.process, loss.process)
             back_s = max(back_s, await lose(component, loss.stand, handle))
-        status = await self._ended(handle)
-        seconds = time.monotonic() - began_s
+        return await self._outcome(losses, begun, await self._ended(handle), back_s)
+
+    async def resume(self) -> Outcome:
+        """Thaw a worker that was to unload when the next rollout has loaded the same version."""
+        unloading, staging = STANDS[-1], next(each for each in STANDS if each.name == "STAGING")
+        candidate = (await self._begin()).candidate
+        handle = await self._start([unloading], candidate)
+        await self._until_held(unloading, handle)
+        began_s = time.monotonic()
+        before = self._mesh.signal(PROCESS[FROZEN], signal.SIGSTOP)
+        second = await self._mesh.second_worker()
+        await self._release(unloading, handle)
+        await self._ended(handle)
+        begun = await self._begin()
+        following = await self._start([staging], candidate)
+        await self._until_held(staging, following)
+        await self._thaw(PROCESS[FROZEN], before)
+        back_s = time.monotonic() - began_s
+        await self._release(staging, following)
+        status = await self._ended(following)
+        await self._mesh.supervisor.remove(second)
+        return await self._outcome([Loss(staging, RESUMED)], begun, status, back_s)
+
+    async def _begin(self) -> Begun:
+        baseline = await self._mesh.settled()
+        generation = (await self._mesh.now()).generation
+        self._callers.turn()
+        self._watcher.turn()
+        self._aborted = False
+        return Begun(baseline, sum(VERSIONS) - baseline, generation, time.monotonic())
+
+    async def _start(self, stands: Sequence[Stand], candidate: int) -> WorkflowHandle:
+        for stand in stands:
+            self._arm(stand)
+        return await start_rollout(self._temporal, _spec(stands, candidate))
+
+    async def _outcome(
+        self, losses: Sequence[Loss], begun: Begun, status: RolloutStatus, back_s: float
+    ) -> Outcome:
+        seconds = time.monotonic() - begun.at_s
         production = await self._mesh.settled()
         generation = (await self._mesh.now()).generation
+        is_promoted = status.state == State.PROMOTED
         return Outcome(
             losses=losses,
             status=status,
             seconds=seconds,
             back_s=back_s,
-            writes=generation - before,
+            writes=generation - begun.generation,
             generation=generation,
             production=production,
-            promised=candidate if status.state == State.PROMOTED else baseline,
+            promised=begun.candidate if is_promoted else begun.baseline,
             calls=self._callers.turn(),
             seen=self._watcher.turn(),
         )
@@ -204,11 +247,14 @@ class Rollouts:
         second = await self._mesh.second_worker()
         await self._release(stand, handle)
         await self._ended(handle)
+        await self._thaw(component, before)
+        await self._mesh.supervisor.remove(second)
+        return time.monotonic() - began_s
+
+    async def _thaw(self, component: str, before: int) -> None:
         self._mesh.signal(component, signal.SIGCONT)
         self._mesh.signal(component, signal.SIGTERM)  # it ends what it had in hand
         await self._mesh.back(component, before)
-        await self._mesh.supervisor.remove(second)
-        return time.monotonic() - began_s
 
     def _file(self, stand: Stand) -> Path:
         return self._mesh.failpoints / f"{MODEL}.{stand.point}"
@@ -250,7 +296,7 @@ class Rollouts:
     async def _release(self, stand: Stand, handle: WorkflowHandle) -> None:
         if stand.point:
             self._file(stand).unlink()
-        else:
+        elif stand.word:
             await self._told(handle, stand.word)
 
     async def _told(self, handle: WorkflowHandle, word: str) -> None:
@@ -290,13 +336,14 @@ async def rollouts(folder: Path, port_base: int) -> AsyncIterator[Rollouts]:
 
 def _spec(stands: Sequence[Stand], candidate: int) -> RolloutSpec:
     states = {stand.state for stand in stands}
+    waits_s = [stand.after_s for stand in stands if stand.state == State.PENDING]
     canary, last = SPEC.steps
     if any(stand.aborted for stand in stands):
         canary = replace(canary, min_duration_s=600.0)  # it waits there for the word
     return replace(
         SPEC,
         candidate=candidate,
-        start_at_s=time.time() + 3_600 if State.PENDING in states else 0.0,
+        start_at_s=time.time() + waits_s[0] if waits_s else 0.0,
         approval=MANUAL if State.AWAITING_APPROVAL in states else SPEC.approval,
         steps=[canary, last],
     )

@@ -84,9 +84,9 @@ def _begun_again(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
     for before, after in pairwise(cells):
         if before.step == after.step:
             yield (
-                f"{before.step} began again: of generation {before.generation} records were lost "
-                f"({before.candidate.calls} calls of the candidate are known), so that it is "
-                f"counted anew since generation {after.generation}"
+                f"{before.step} began again: records of generation {before.generation:.0f} were "
+                f"lost ({before.candidate.calls:.0f} calls of the candidate are known), so that "
+                f"it is counted anew since generation {after.generation:.0f}"
             )
 
 

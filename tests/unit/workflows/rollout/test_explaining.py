@@ -73,7 +73,7 @@ def test_a_step_that_began_again_is_said_to_have():
     assert found.agrees
     (text,) = found.begun_again
     assert "canary began again" in text
-    assert "generation 9" in text
+    assert "generation 9 " in text
     assert "40 calls" in text
     assert "generation 10" in text
 
