@@ -122,11 +122,15 @@ class DeltaStream:
             return None
         return _settle(subscription, kind, request)
 
-    def respond(self, snapshot: Snapshot) -> Iterator[Response]:
-        """Yield what may be sent now; call again after each request and each new snapshot.
+    def respond(self, snapshot: Snapshot) -> list[Response]:
+        """Return what may be sent now; call again after each request and each new snapshot.
 
-        At most one response of a type is in flight, so quick successive snapshots coalesce.
+        At most one response of a type is in flight, so quick successive snapshots coalesce. A
+        list, since what Envoy asks for while a response is on its way has not been looked at.
         """
+        return list(self._responses(snapshot))
+
+    def _responses(self, snapshot: Snapshot) -> Iterator[Response]:
         self._look(snapshot)
         for kind in ORDER:
             subscription = self._subscriptions.get(kind)

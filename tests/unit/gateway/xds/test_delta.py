@@ -188,3 +188,16 @@ def test_what_is_not_there_is_said_to_be_absent_once(name: str):
     assert list(response.removed_resources) == [name]
     proxy.answer(response)
     assert [*proxy.stream.respond(snapshot)] == []
+
+
+def test_what_envoy_asks_for_while_it_is_answered_is_not_taken_from_it():
+    proxy, snapshot = settled()
+    held = {kind: dict(versions) for kind, versions in proxy.held.items()}
+    again = DeltaStream()  # gateway was killed, and does not know of a version that was ready
+    stale = held[xds.CLUSTER] | {"version/default/flights/9": "0"}
+    again.receive(Request(type_url=xds.CLUSTER, initial_resource_versions=stale))
+    responses = iter(again.respond(snapshot))
+    first = next(responses)
+    assert list(first.removed_resources) == ["version/default/flights/9"]
+    again.receive(Request(type_url=xds.SCOPE, initial_resource_versions=held[xds.SCOPE]))
+    assert [*responses, *again.respond(snapshot)] == []
