@@ -7,104 +7,176 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.cores import Cores, TooFewCores
-from bench.inference import many, measuring
+from bench.inference import bad_input, lines, many, measuring
 from bench.inference.measuring import FULL, QUICK, Small, Times
 from bench.inference.peers import serving
 from bench.inference.served import PYTHON, Served, echo, engines, served, write_bodies
 from bench.load.generator import BenchError, Generator, built
 from bench.report import Goal, Line, header, print_lines, say
+from bench.results import Results
 
 BOUNDS = Path(__file__).with_name("cpu_bounds.json")
 PEERS_ABSENT = "Triton, MLServer and KServe are measured with --peers"
 
 
-async def measure(folder: Path, times: Times, *, with_peers: bool) -> tuple[str, list[Line]]:
-    """Return the name of the engine that was measured and every line."""
+@dataclass(frozen=True)
+class Bench:
+    """One run: what is asked for, and what is there already."""
+
+    generator: Generator
+    folder: Path
+    cores: Cores
+    times: Times
+    tokens: dict[str, int]
+    asked: Collection[str]
+    results: Results
+
+    def is_due(self, *names: str) -> bool:
+        """Say whether one of the lines is asked for and not measured yet."""
+        return any(name in self.asked and not self.results.is_done(name) for name in names)
+
+    async def run(self) -> str:
+        """Measure what is due; return the name of the engine that was measured whole."""
+        python = "python_engine_vs_aio_echo"
+        reference = await self._echo() if self.is_due(*lines.SMALL, *lines.PEER, python) else None
+        measured = ""
+        for engine in engines():
+            if not self.is_due(*(lines.PYTHON if measured else lines.LINES)):
+                break
+            try:
+                async with served(engine, self.folder, self.cores) as server:
+                    say(f"the {engine} engine")
+                    best = None if measured else await self._best(server, reference)
+                    if engine == PYTHON:
+                        await self._python(server, reference)
+            except BenchError as problem:
+                if engine == PYTHON:
+                    raise
+                say(f"{problem}; the Python engine is measured alone")
+                continue
+            measured = measured or engine
+            if best is not None:
+                await self._peers(best)
+        return measured
+
+    async def _echo(self) -> Small:
+        async with echo(self.folder, self.cores) as (target, pid):
+            say("the reference")
+            return await measuring.small(self.generator, target, pid, self.times)
+
+    async def _best(self, server: Served, reference: Small | None) -> Small | None:
+        """Measure the lines of the better engine; return its run of the small model, if any."""
+        generator, times, results = self.generator, self.times, self.results
+        own = None
+        if reference is not None and self.is_due(*lines.SMALL, *lines.PEER):
+            own = await self._small(server)
+            bound = json.loads(BOUNDS.read_text()).get(server.engine)
+            results.add(*measuring.small_lines(own, reference, bound))
+        if self.is_due(*lines.HEAVY):
+            limit = await measuring.raw_ort(self.folder, self.cores)
+            heavy = await measuring.heavy(generator, server, times)
+            results.add(measuring.heavy_line(heavy, limit))
+            results.add(*await measuring.overload(generator, server, heavy.ok_per_s, times))
+        while self.is_due(*lines.MIXED_UP):
+            results.add(await measuring.mixed_up(generator, server, self.tokens["copy"], times))
+        while self.is_due(*lines.SWAPS):
+            results.add(*await measuring.swaps(generator, server, times))
+        if self.is_due(*lines.BAD_INPUT):
+            results.add(*await bad_input.by_grpc(server, *lines.BAD_INPUT))
+        return own
+
+    async def _python(self, server: Served, reference: Small | None) -> None:
+        speed, *refusals, over_http = lines.PYTHON
+        if reference is not None and self.is_due(speed):
+            own = await self._small(server)
+            self.results.add(
+                Line(
+                    speed, own.many.ok_per_s, "calls/s", Goal(">=", 1.5),
+                    reference.many.ok_per_s, measuring.ECHO,
+                )
+            )  # fmt: skip
+        if self.is_due(*refusals):
+            self.results.add(*await bad_input.by_grpc(server, *refusals))
+        if self.is_due(over_http):
+            self.results.add(await bad_input.by_http(server, over_http))
+
+    async def _small(self, server: Served) -> Small:
+        return await measuring.small(self.generator, server.target("small"), server.pid, self.times)
+
+    async def _peers(self, best: Small) -> None:
+        found = serving.lines(
+            self.generator, self.folder, self.cores, best.many, self.times, self.is_due
+        )
+        async for line in found:
+            self.results.add(line)
+
+
+async def measure(times: Times, asked: Collection[str], results: Results) -> str:
+    """Measure the lines that are asked for; return the name of the engine."""
     cores = Cores.pick()
-    generator = await built(cores.rest)
-    tokens = write_bodies(folder)
-    async with echo(folder, cores) as (target, pid):
-        say("the reference")
-        reference = await measuring.small(generator, target, pid, times)
-    limit = await measuring.raw_ort(folder, cores)
-    lines: list[Line] = []
-    measured, best = "", None
-    for engine in engines():
-        is_first = not measured
-        try:
-            async with served(engine, folder, cores) as server:
-                say(f"the {engine} engine")
-                own = await measuring.small(generator, server.target("small"), server.pid, times)
-                if is_first:
-                    best = own.many
-                    lines = await _own(generator, server, reference, own, limit, tokens, times)
-        except BenchError as problem:
-            if engine == PYTHON:
-                raise
-            say(f"{problem}; the Python engine is measured alone")
-            continue
-        measured = measured or engine
-    lines.append(_python_line(own, reference))
-    if with_peers and best is not None:
-        lines += await serving.lines(generator, folder, cores, best, times)
-    return measured, lines
-
-
-async def _own(
-    generator: Generator,
-    server: Served,
-    reference: Small,
-    own: Small,
-    limit: float,
-    tokens: dict[str, int],
-    times: Times,
-) -> list[Line]:
-    bound = json.loads(BOUNDS.read_text()).get(server.engine)
-    heavy = await measuring.heavy(generator, server, times)
-    return [
-        *measuring.small_lines(own, reference, bound),
-        measuring.heavy_line(heavy, limit),
-        *await measuring.overload(generator, server, heavy.ok_per_s, times),
-        await measuring.mixed_up(generator, server, tokens["copy"], times),
-        *await measuring.swaps(generator, server, times),
-    ]
-
-
-def _python_line(own: Small, reference: Small) -> Line:
-    return Line(
-        "python_engine_vs_aio_echo", own.many.ok_per_s, "calls/s", Goal(">=", 1.5),
-        reference.many.ok_per_s, measuring.ECHO,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="volary-bench-") as name:
+        folder = Path(name)
+        tokens = write_bodies(folder)
+        generator = await built(cores.rest)
+        return await Bench(generator, folder, cores, times, tokens, asked, results).run()
 
 
 def main() -> int:
     """Run the bench; return the exit status."""
-    parser = argparse.ArgumentParser(prog="volary bench inference", description=__doc__)
+    asked = _arguments()
+    if asked.models:
+        return many.bench(asked.models, as_json=asked.json)
+    top = header("bench inference" + (" --quick" if asked.quick else ""))
+    times = QUICK if asked.quick else FULL
+    counts = dict.fromkeys(lines.MIXED_UP, times.rows) | {
+        "version_swaps_failed": times.all_swaps,
+        "version_swaps_wrong": 1,
+    }
+    results = Results(asked.results, counts)
+    names = asked.line or [*lines.OWN, *(lines.PEER if asked.peers else ())]
+    try:
+        engine = asyncio.run(measure(times, names, results))
+    except (BenchError, TooFewCores) as problem:
+        say(f"error: {problem}")
+        return 1
+    top.append(f"engine: {engine or 'as measured before'}; server and load on one core each")
+    if not any(each.line in lines.PEER for each in results.lines):
+        top.append(PEERS_ABSENT)
+    order = list(lines.LINES)
+    shown = sorted(results.lines, key=lambda each: order.index(each.line))
+    print_lines(top, shown, as_json=asked.json)
+    return 0 if all(each.is_met for each in shown if each.line == "cpu_us_per_call") else 1
+
+
+def _arguments() -> argparse.Namespace:
+    width = max(map(len, lines.LINES))
+    parser = argparse.ArgumentParser(
+        prog="volary bench inference",
+        description=__doc__,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
+        epilog="lines:\n"
+        + "\n".join(f"  {name:{width}}  {text}" for name, text in lines.LINES.items()),
+    )
     parser.add_argument("--quick", action="store_true", help="a minute, once all is built")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--models", type=int, metavar="N", help="so many models on one replica")
     parser.add_argument("--peers", action="store_true", help="Triton, MLServer, KServe beside ours")
-    asked = parser.parse_args()
-    if asked.models:
-        return many.bench(asked.models, as_json=asked.json)
-    top = header("bench inference" + (" --quick" if asked.quick else ""))
-    try:
-        with tempfile.TemporaryDirectory(prefix="volary-bench-") as folder:
-            engine, lines = asyncio.run(
-                measure(Path(folder), QUICK if asked.quick else FULL, with_peers=asked.peers)
-            )
-    except (BenchError, TooFewCores) as problem:
-        say(f"error: {problem}")
-        return 1
-    top.append(f"engine: {engine}; server and load on one core each")
-    if not asked.peers:
-        top.append(PEERS_ABSENT)
-    print_lines(top, lines, as_json=asked.json)
-    (cost,) = [line for line in lines if line.line == "cpu_us_per_call"]
-    return 0 if cost.is_met else 1
+    parser.add_argument(
+        "--line", action="append", choices=lines.LINES, metavar="NAME", help="this one, repeatable"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="keep what is measured there, and go on where the run before ended",
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bench.report import Goal, Line, say
 DEADLINE_MS = 50.0
 OVERLOAD = 3.0
 CALLERS = 64
+SLICE_S = 1.0  # of load in the swaps: what may answer in it are the versions of so long
 # small: a server that answers in turn needs no more, and each has flow control of its own
 CONNECTIONS = 4
 ECHO = "grpc.aio echo"
@@ -23,16 +24,21 @@ ECHO = "grpc.aio echo"
 
 @dataclass(frozen=True)
 class Times:
-    """How long each part takes, in seconds, and how often versions are swapped."""
+    """How long each part takes, in seconds, and how often versions are swapped in one part.
+
+    `rows` and `all_swaps` are what the parts of the counting lines have to come to.
+    """
 
     load_s: float
     warmup_s: float
     swaps: int
     copies_s: float
+    rows: int = 1
+    all_swaps: int = 1
 
 
 QUICK = Times(load_s=2.0, warmup_s=0.5, swaps=10, copies_s=2.0)
-FULL = Times(load_s=10.0, warmup_s=2.0, swaps=1_000, copies_s=60.0)
+FULL = Times(load_s=10.0, warmup_s=2.0, swaps=50, copies_s=20.0, rows=1_000_000, all_swaps=1_000)
 
 
 @dataclass(frozen=True)
@@ -160,14 +166,13 @@ async def mixed_up(generator: Generator, server: Served, token: int, times: Time
 class Swaps:
     """Which version is in production: a call may be answered by any that was meanwhile."""
 
-    number: int = 2
+    number: int
     is_done: bool = False
 
 
 async def swaps(generator: Generator, server: Served, times: Times) -> list[Line]:
     """Swap the production version again and again under load; count what failed or went wrong."""
-    await _begin_swaps(server)
-    state = Swaps()
+    state = await _begin_swaps(server)
     failed = asked = wrong = 0
     async with asyncio.TaskGroup() as group:
         group.create_task(_swap(server, times.swaps, state))
@@ -175,24 +180,26 @@ async def swaps(generator: Generator, server: Served, times: Times) -> list[Line
             # the one before may still answer what is on its way when the next one is wanted
             first = state.number - 1
             found = await generator.run(
-                server.target("swapped"), seconds=times.load_s, warmup=0, concurrency=8
+                server.target("swapped"), seconds=SLICE_S, warmup=0, concurrency=8
             )
             failed, asked = failed + found.failed, asked + found.ok + found.failed
             right = {str(number) for number in range(first, state.number + 1)}
             wrong += sum(count for name, count in found.versions.items() if name not in right)
-    over = f"calls over {times.swaps} swaps"
     none = Goal("<=", 0, "ours")
     return [
-        Line("version_swaps_failed", failed, "calls", none, asked, over),
-        Line("version_swaps_wrong", wrong, "calls", none, asked, over),
+        Line("version_swaps_failed", failed, "calls", none, times.swaps, "swaps under load"),
+        Line("version_swaps_wrong", wrong, "calls", none, asked, "calls in the swaps"),
     ]
 
 
-async def _begin_swaps(server: Served) -> None:
+async def _begin_swaps(server: Served) -> Swaps:
+    """Put a version into production, beside those that an earlier part has left there."""
     gateway = server.peers.gateway
     others = [each for each in gateway.desired.versions if each.model != "swapped"]
-    gateway.want(*others, _version(server, 2, is_production=True))
-    await server.until_ready(2)
+    number = max((v.version for v in gateway.desired.versions if v.model == "swapped"), default=2)
+    gateway.want(*others, _version(server, number, is_production=True))
+    await server.until_ready(number)
+    return Swaps(number)
 
 
 async def _swap(server: Served, count: int, state: Swaps) -> None:
@@ -200,7 +207,7 @@ async def _swap(server: Served, count: int, state: Swaps) -> None:
     gateway = server.peers.gateway
     others = [each for each in gateway.desired.versions if each.model != "swapped"]
     try:
-        for number in range(3, 3 + count):
+        for number in range(state.number + 1, state.number + 1 + count):
             old = _version(server, number - 1, is_production=True)
             gateway.want(*others, old, _version(server, number, is_production=False))
             await server.until_ready(number)

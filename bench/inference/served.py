@@ -42,10 +42,14 @@ def engines() -> list[str]:
 
 
 class EngineReplica(Replica):
-    """A replica that runs one engine and sends its spans to a collector."""
+    """A replica that runs one engine, sends its spans to a collector and speaks HTTP, too."""
+
+    rest_port = 0
 
     def choose(self, engine: str, collector: str) -> None:
         """Set what differs from a replica under test."""
+        self.rest_port = free_port()
+        self._environment["VOLARY_INFERENCE_REST_PORT"] = str(self.rest_port)
         self._environment["VOLARY_INFERENCE_OTLP_ENDPOINT"] = collector
         if SETTING in InferenceSettings.model_fields:
             self._environment["VOLARY_INFERENCE_ENGINE"] = engine
@@ -57,7 +61,7 @@ class Served:
 
     engine: str
     peers: Peers
-    replica: Replica
+    replica: EngineReplica
     folder: Path
 
     @property
@@ -65,6 +69,11 @@ class Served:
         """The process of the service."""
         assert self.replica.process is not None
         return self.replica.process.pid
+
+    @property
+    def rest_port(self) -> int:
+        """Where the service speaks V2 over HTTP."""
+        return self.replica.rest_port
 
     def target(self, model: str) -> Target:
         """Return a target whose body asks one model for one row."""

@@ -21,6 +21,7 @@ from volary_cli.commands import (
     retrain,
     rollout,
     traces,
+    variants,
 )
 from volary_cli.commands.exits import CommandError
 from volary_cli.commands.output import errors
@@ -44,7 +45,7 @@ for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
 app.command(rich_help_panel="The mesh")(traces.trace)
 app.command(rich_help_panel="The mesh")(demo.demo)
 app.command(rich_help_panel="The mesh")(identities.keys)
-for command in (projects.apply, models.production, models.predict, models.alerts):
+for command in (projects.apply, models.production, models.predict, models.alerts, variants.variant):
     app.command(rich_help_panel="Models")(command)
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")
 app.add_typer(experiment.app, name="experiment", rich_help_panel="Models")

@@ -125,29 +125,37 @@ PEERS = (
 )
 
 
+def line_of(peer: Peer) -> str:
+    """Return the name of a peer's line."""
+    return f"small_c64_vs_{peer.name}"
+
+
 async def lines(
-    generator: Generator, folder: Path, cores: Cores, ours: Outcome, times: Times
-) -> list[Line]:
-    """Return a line for each peer that can be had here; why another cannot is said."""
-    found: list[Line] = []
+    generator: Generator,
+    folder: Path,
+    cores: Cores,
+    ours: Outcome,
+    times: Times,
+    is_due: Callable[[str], bool],
+) -> AsyncIterator[Line]:
+    """Yield a line for each peer that is due and can be had here; why another cannot is said."""
     for peer in PEERS:
+        if not is_due(line_of(peer)):
+            continue
         try:
             python = await asyncio.to_thread(_environment, peer)
             theirs = await _measured(peer, python, generator, folder, cores, times)
         except BenchError as problem:
             say(f"{peer.title} is not measured: {problem}")
             continue
-        found.append(
-            Line(
-                f"small_c64_vs_{peer.name}", ours.ok_per_s, "calls/s", Goal(">=", peer.goal),
-                theirs.many.ok_per_s, peer.title,
-            )
-        )  # fmt: skip
         say(
             f"{peer.title}: one caller {theirs.one.p50_us} us, {CALLERS} callers "
             f"p99 {theirs.many.p99_us / 1e3:.3g} ms, {theirs.cpu_us:.0f} us of CPU a call"
         )
-    return found
+        yield Line(
+            line_of(peer), ours.ok_per_s, "calls/s", Goal(">=", peer.goal),
+            theirs.many.ok_per_s, peer.title,
+        )  # fmt: skip
 
 
 def _environment(peer: Peer) -> Path:

@@ -31,10 +31,19 @@ def inference(
     models: Annotated[
         int | None, typer.Option("--models", min=20, help="So many models on one replica instead.")
     ] = None,
+    line: Annotated[
+        list[str] | None, typer.Option("--line", help="This line alone; may be repeated.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Keep lines in this file; go on where it ends."),
+    ] = None,
 ) -> None:
     """Put load on the inference service, beside a grpc.aio echo."""
     options = [*(["--quick"] if quick else []), *(["--json"] if as_json else [])]
     options += [*(["--peers"] if peers else []), *(["--models", str(models)] if models else [])]
+    options += [word for name in line or () for word in ("--line", name)]
+    options += [] if results is None else ["--results", str(results.resolve())]
     _run("bench.inference", *options)
 
 

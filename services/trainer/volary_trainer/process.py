@@ -1,4 +1,4 @@
-"""Start a run in a process of its own: niced, one thread, ended with the run."""
+"""Work in a process of its own: niced, one thread, ended with whoever waits for it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,33 @@ Report = Callable[[dict[str, Any]], Awaitable[None]]
 KEPT_LINES = 20
 
 
+TRAIN, BUILD_VARIANT = "volary_trainer.run", "volary_trainer.variant_run"
+
+
 async def train(
     folder: Path, *, niceness: int, threads: int, timeout_s: float, report: Report
 ) -> None:
-    """Run `volary_trainer.run` on a folder and pass on each line of progress.
+    """Run `volary_trainer.run` on a folder and pass on each line of progress; errors as `work`."""
+    await work(
+        TRAIN, folder, niceness=niceness, threads=threads, timeout_s=timeout_s, report=report
+    )
 
-    Raises FailedPrecondition `RUN_FAILED` with the run's own last line, and DeadlineExceeded;
+
+async def _silence(_line: dict[str, Any]) -> None: ...
+
+
+async def work(
+    module: str,
+    folder: Path,
+    *,
+    niceness: int,
+    threads: int,
+    timeout_s: float,
+    report: Report = _silence,
+) -> None:
+    """Run a module on a folder and pass on each line of progress.
+
+    Raises FailedPrecondition `RUN_FAILED` with the process's own last line, and DeadlineExceeded;
     the process is gone when this returns, however it returns.
     """
     process = await asyncio.create_subprocess_exec(
@@ -31,7 +52,7 @@ async def train(
         str(niceness),
         sys.executable,
         "-m",
-        "volary_trainer.run",
+        module,
         str(folder),
         stdout=asyncio.subprocess.PIPE,
         stderr=(folder / "log").open("wb"),

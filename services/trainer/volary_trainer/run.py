@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import pyarrow as pa
 import torch
 from safetensors.numpy import save
 from torch import nn
@@ -58,10 +57,14 @@ class Classifier(nn.Module):
 def main(folder: Path) -> None:
     """Train, export, check, write."""
     order = json.loads((folder / "order.json").read_text())
-    with pa.memory_map(str(folder / "rows.arrow")) as file:
-        rows = Rows.of(pa.ipc.open_stream(file).read_all())
+    rows = Rows.read(folder / "rows.arrow")
     _make_repeatable(order)
-    train, validation = _split(rows, order)
+    try:
+        train, validation = rows.split(
+            order["start_us"], order["end_us"], order["validation_share"]
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     model = _fit(order, train, validation)
     result = _measure(model, order, train, validation)
     result["weights_hash"] = _write_weights(model, folder / "weights.safetensors")
@@ -92,15 +95,6 @@ def _make_repeatable(order: dict[str, Any]) -> None:
     torch.manual_seed(order["seed"])
     torch.set_num_threads(order["threads"])
     torch.use_deterministic_algorithms(True)
-
-
-def _split(rows: Rows, order: dict[str, Any]) -> tuple[Rows, Rows]:
-    """Return training and validation rows: the latest part of the window is for validation."""
-    window = rows.between(order["start_us"], order["end_us"])
-    if len(window) < 2:
-        raise SystemExit("the training window has no rows")
-    cut = int(window.times_us[int(len(window) * (1 - order["validation_share"]))])
-    return window.between(order["start_us"], cut), window.between(cut, order["end_us"])
 
 
 def _fit(order: dict[str, Any], train: Rows, validation: Rows) -> Classifier:

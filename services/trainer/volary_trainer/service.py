@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from volary.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 from volary_kit.service import Resources, Service, Servicer, run
 
+from volary_trainer.building import Builder
 from volary_trainer.comparison import Comparer
 from volary_trainer.handlers.trainer import TrainerHandler
 from volary_trainer.peers import TrainingSets, Versions
@@ -24,8 +25,10 @@ async def build(kit: Resources[TrainerSettings]) -> AsyncIterator[Service]:
     tracker = PostgresTracker(database, kit.clock)
     trainer = Trainer(kit.settings, database, kit.clock, tracker, sets, versions)
     comparer = Comparer(kit.settings.data_dir / "comparisons", sets, versions)
+    builder = Builder(kit.settings, database, sets, versions)
     operations.register("StartRun", trainer.start_run)
     operations.register("VerifyRun", trainer.verify_run)
+    operations.register("BuildVariant", builder.build)
     operations.register("CompareVersions", comparer.compare)
     yield Service(
         servicers=[

@@ -82,6 +82,14 @@ class Variants:
         )
         return asdict(record)
 
+    def measure(self, path: Path, threshold: float) -> dict[str, Any]:
+        """Return the metrics of a variant and what its scores are like, on the validation rows."""
+        scored = _run(_session(path), self._rows.features)
+        return {
+            "metrics": scores.metrics(scored, self._rows.labels, threshold),
+            "score_distribution": scores.distribution(scored),
+        }
+
     def _loss(self, session: onnxruntime.InferenceSession, metric: str) -> float:
         scored = _run(session, self._rows.features)
         return float(LOSSES[metric](scored, self._rows.labels).mean())

@@ -43,14 +43,14 @@ from volary_kit.serving import Serving
 from volary_kit.timestamps import from_us, to_us
 
 from volary_trainer import process, store
+from volary_trainer.building import require_passed
 from volary_trainer.domain import document, identity
-from volary_trainer.domain.document import Training
+from volary_trainer.domain.document import AS_TRAINED, Training
 from volary_trainer.peers import TrainingSets, Versions
 from volary_trainer.settings import TrainerSettings
 from volary_trainer.tracking import Tracker
 
 CODE = Path(__file__).parent
-AS_TRAINED = "fp32"
 
 
 @dataclass(frozen=True)
@@ -282,12 +282,8 @@ def _graph_file(folder: Path, precision: str) -> Path:
 def _require_served(precision: str, result: Mapping[str, Any]) -> None:
     """Raise FailedPrecondition `VARIANT_REFUSED` unless what is to be served passed its gates."""
     for row in result["variants"]:
-        if row["precision"] == precision and row["refusal"]:
-            raise FailedPrecondition(
-                "VARIANT_REFUSED",
-                f"the {precision} variant did not pass: {row['refusal']}",
-                {"precision": precision, "max_error": str(row["max_error"])},
-            )
+        if row["precision"] == precision:
+            require_passed(row)
 
 
 def _golden(folder: Path, precision: str, result: Mapping[str, Any]) -> bytes:

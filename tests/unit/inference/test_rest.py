@@ -40,6 +40,7 @@ class Rest:
     def __init__(self, session: aiohttp.ClientSession, replica: Replica, port: int) -> None:
         self._session = session
         self._key = replica.keys.api_key()
+        self._port = port
         self._at = f"http://127.0.0.1:{port}"
 
     async def ask(
@@ -61,6 +62,17 @@ class Rest:
             data = await response.read()
             length = int(response.headers.get(LENGTH, len(data)))
             return response.status, json.loads(data[:length]), data[length:]
+
+    async def status_of_announced(self, size: int) -> bytes:
+        """Return the status of a body of which the headers come, and nothing after them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n"
+        try:
+            writer.write(head.encode())
+            async with asyncio.timeout(60):
+                return (await reader.readline()).split()[1]
+        finally:
+            writer.close()
 
     async def infer(
         self, document: dict[str, Any], tail: bytes = b"", *, path: str = "", **headers: str
@@ -204,6 +216,7 @@ async def test_bad_input_gets_the_right_status_at_once(
     status, document, _ = await rest.infer(asked)
     assert (status, document["reason"]) == (400, "PARAMETER_UNKNOWN")
     assert (await rest.infer({"inputs": [good]}, volary_version="9"))[0] == 200
+    assert await rest.status_of_announced(MAX_BODY + 1) == b"413"
 
 
 async def test_tensors_in_shared_memory_are_named_over_http_too(

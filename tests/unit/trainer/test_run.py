@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import pyarrow as pa
 import pytest
 from volary_kit.errors import DeadlineExceeded, FailedPrecondition
 from volary_trainer import process, variants, work
 from volary_trainer.domain import scores
 
-ROWS = 3_000
+from .rows import ROWS, write_rows
+
 ORDER: dict[str, Any] = {
     "start_us": 0,
     "end_us": ROWS * 1_000,
@@ -28,28 +28,6 @@ ORDER: dict[str, Any] = {
     "decision_threshold": 0.5,
     "variants": [],
 }
-
-
-def write_rows(folder: Path) -> None:
-    """Rows whose label depends on the first feature alone."""
-    random = np.random.default_rng(3)
-    first, second = random.normal(size=ROWS), random.normal(5, 100, size=ROWS)
-    label = (first + random.normal(0, 0.3, size=ROWS) > 0).astype(np.float64)
-    table = pa.table(
-        {
-            "subject": [f"row-{i:05}" for i in range(ROWS)],
-            "event_time": pa.array(np.arange(ROWS) * 1_000, pa.timestamp("us", "UTC")),
-            "known_at": pa.array(np.arange(ROWS) * 1_000 + 1, pa.timestamp("us", "UTC")),
-            "first": first,
-            "second": second,
-            "label": label,
-        }
-    )
-    with (
-        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
-        pa.ipc.new_stream(file, table.schema) as writer,
-    ):
-        writer.write_table(table)
 
 
 def prepare(folder: Path, order: dict[str, Any]) -> None:

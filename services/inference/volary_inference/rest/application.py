@@ -130,13 +130,21 @@ async def _read(request: web.Request) -> bytes:
     coding = request.headers.get("Content-Encoding", "identity").lower()
     if coding not in ("identity", *(each.value for each in ENCODINGS)):
         raise Unimplemented("ENCODING_UNSUPPORTED", "a body may be plain, gzip or deflate")
+    # what says so itself is refused before any of it is read
+    if (request.content_length or 0) > request.client_max_size:
+        raise _body_too_large(request)
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        text = f"a body has at most {request.client_max_size} bytes"
-        raise ResourceExhausted("BODY_TOO_LARGE", text) from error
+        raise _body_too_large(request) from error
     except web.RequestPayloadError as error:
         raise InvalidArgument("BODY_INVALID", "the body is not what its headers say") from error
+
+
+def _body_too_large(request: web.Request) -> ResourceExhausted:
+    return ResourceExhausted(
+        "BODY_TOO_LARGE", f"a body has at most {request.client_max_size} bytes"
+    )
 
 
 def _json_bytes(request: web.Request, size: int) -> int:

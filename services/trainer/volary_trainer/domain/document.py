@@ -11,6 +11,7 @@ from volary_kit.documents import Declared, Strict, check_data
 from volary_kit.durations import DurationUs
 from volary_kit.serving import Serving
 
+AS_TRAINED = "fp32"
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=4_096)]
 

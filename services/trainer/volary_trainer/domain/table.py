@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -35,6 +36,12 @@ class Rows:
             table["event_time"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         )
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file of one Arrow IPC stream."""
+        with pa.memory_map(str(path)) as file:
+            return cls.of(pa.ipc.open_stream(file).read_all())
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -42,3 +49,14 @@ class Rows:
         """Return the rows with start <= time < end."""
         kept = (self.times_us >= start_us) & (self.times_us < end_us)
         return type(self)(self.names, self.features[kept], self.labels[kept], self.times_us[kept])
+
+    def split(self, start_us: int, end_us: int, validation_share: float) -> tuple[Self, Self]:
+        """Return training and validation rows of a window: its latest part is for validation.
+
+        Raises ValueError for a window of fewer than two rows.
+        """
+        window = self.between(start_us, end_us)
+        if len(window) < 2:
+            raise ValueError("the training window has no rows")
+        cut = int(window.times_us[int(len(window) * (1 - validation_share))])
+        return window.between(start_us, cut), window.between(cut, end_us)

@@ -156,6 +156,13 @@ class TrainerHandler(TrainerServiceServicer):
                 transaction, method="VerifyRun", request=request, metadata=pb.RunMetadata()
             )
 
+    async def BuildVariant(self, request: pb.BuildVariantRequest, context: Context) -> Operation:
+        names.parse(VERSION, request.model_version, field="model_version")
+        async with self._database.transaction() as transaction:
+            return await self._operations.start(
+                transaction, method="BuildVariant", request=request, metadata=pb.RunMetadata()
+            )
+
     async def CompareVersions(
         self, request: pb.CompareVersionsRequest, context: Context
     ) -> Operation:
