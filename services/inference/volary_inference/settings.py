@@ -16,8 +16,8 @@ class InferenceSettings(ServiceSettings, service="inference"):
     `instance` names the replica, stable over its restarts. `address` is what others reach the
     data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
     `engine` says who answers on `port`: `python`, `native` (an error where it is not built), or
-    `auto`, which is `python` today. With `rest_port` V2 is spoken over HTTP too, for this replica
-    alone; 0 takes a free port, None none.
+    `auto`: the native one where it is built and fits the other settings. With `rest_port` V2 is
+    spoken over HTTP too, for this replica alone; 0 takes a free port, None none.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)
