@@ -26,7 +26,7 @@ class InferenceSettings(ServiceSettings, service="inference"):
     rest_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1_024)
     rest_max_json_bytes: int = Field(default=MAX_JSON_BYTES, ge=1_024)
     failpoints: bool = False
-    engine: Literal["auto", "native", "python"] = "auto"
+    engine: Literal["auto", "native", "python"] = "python"
     threads: int = Field(default=64, ge=1, le=1_024)
     streams: int = Field(default=32, ge=1, le=1_024)
     max_batch_rows: int = Field(default=64, ge=1, le=4_096)

@@ -34,7 +34,7 @@ def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
     def chosen(load: Callable[[], Any], **settings: Any) -> object:
         monkeypatch.setattr(module, "load", load)
         monkeypatch.setattr(composition, "NativeEngine", lambda *_: "native")
-        given = InferenceSettings(port=0, data_dir=tmp_path, **settings)
+        given = InferenceSettings(port=0, data_dir=tmp_path, **{"engine": "auto", **settings})
         return composition.chosen(SimpleNamespace(settings=given), EventRing(0))  # pyright: ignore[reportArgumentType]
 
     return chosen
