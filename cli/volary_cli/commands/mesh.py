@@ -211,6 +211,9 @@ def status_of(folder: MeshFolder, *, as_json: bool) -> None:
 
     state = folder.read_state() or {"seconds": {}}
     console.print(table({"status": known, "seconds": state["seconds"]}))
+    for row in known["components"]:
+        if row.get("warning"):
+            console.print(f"[bold yellow]{'warning':<12}[/] {row['name']}: {row['warning']}")
     for label in ("gateway", "temporal", "temporal_ui", "postgres", "redis", "data_dir"):
         console.print(f"[bold]{label:<12}[/] {known[label]}")
     console.print(

@@ -36,7 +36,8 @@ async def nothing() -> None:
 class Component:
     """One process of the mesh.
 
-    `engine` says which of several implementations it runs, empty where there is one.
+    `engine` says which of several implementations it runs, empty where there is one; `warning`
+    why it is not the one that it should be.
     `prepare` runs before each start, `provision` once after it is ready for the first time;
     what needs this component waits for both.
     """
@@ -49,6 +50,7 @@ class Component:
     ports: Mapping[str, int] = field(default_factory=dict)
     version: Callable[[], str] = str
     engine: Callable[[], str] = str
+    warning: Callable[[], str] = str
     prepare: Callable[[], Awaitable[None]] = nothing
     provision: Callable[[], Awaitable[None]] = nothing
 
@@ -77,6 +79,7 @@ class Condition:
             "version": self.version,
             "restarts": self.restarts,
             "engine": self.component.engine(),
+            "warning": self.component.warning(),
         }
 
 

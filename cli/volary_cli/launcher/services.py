@@ -84,6 +84,7 @@ class Surroundings:
             is_ready=self._probe(row, used),
             version=lambda: version_of(f"volary-{row.name}"),
             engine=lambda: engine_of(self._data_dir(row, instance or "0")),
+            warning=lambda: warning_of(self._data_dir(row, instance or "0")),
         )
 
     def environment(self, row: Row, ports: Mapping[str, int], instance: str) -> dict[str, str]:
@@ -140,10 +141,20 @@ class Surroundings:
 
 def engine_of(data_dir: Path) -> str:
     """Return which engine a replica runs, as it wrote down at its start; empty for one of one."""
+    return _engine_lines(data_dir)[0]
+
+
+def warning_of(data_dir: Path) -> str:
+    """Return why a replica does not run the engine that it should; empty when it does."""
+    return _engine_lines(data_dir)[1]
+
+
+def _engine_lines(data_dir: Path) -> tuple[str, str]:
     try:
-        return (data_dir / "engine").read_text().strip()
+        engine, _, warning = (data_dir / "engine").read_text().partition("\n")
     except OSError:
-        return ""
+        return "", ""
+    return engine.strip(), warning.strip()
 
 
 def version_of(distribution: str) -> str:

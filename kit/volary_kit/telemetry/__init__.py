@@ -114,6 +114,7 @@ class Telemetry:
         resource = Resource.create(
             {"service.name": f"volary-{service}", "service.instance.id": instance}
         )
+        self._resource = resource  # the replay-safe provider keeps its own to itself
         sampler = ALWAYS_OFF if exporter is None else ParentBased(ALWAYS_ON)
         self.provider = _provider(resource, sampler, replay_safe=replay_safe)
         recorder = Recorder(resource, TRACER, is_sampling=exporter is not None)
@@ -172,7 +173,7 @@ class Telemetry:
         """The serialized OTLP `Resource` of this process's spans, None when none leave it."""
         if self._exporter is None:
             return None
-        return resource_of(self.provider.resource)
+        return resource_of(self._resource)
 
     def forward(self, request: bytes, spans: int, dropped: int = 0) -> None:
         """Export spans that an engine of another language encoded, and count what it dropped."""

@@ -133,9 +133,12 @@ class Regions:
 def require_local(peer: str) -> None:
     """Raise PermissionDenied unless a gRPC peer is on this machine."""
     if not peer.startswith(LOOPBACK):
-        raise PermissionDenied(
-            "NOT_LOCAL", "shared memory is for callers on the machine of the server"
-        )
+        raise not_local()
+
+
+def not_local() -> PermissionDenied:
+    """Return the error of a caller on another machine."""
+    return PermissionDenied("NOT_LOCAL", "shared memory is for callers on the server's machine")
 
 
 def _refused() -> VolaryError:

@@ -58,3 +58,25 @@ def gather() -> bytes:
     node = helper.make_node("Gather", ["table", "x"], ["y"])
     inputs = [value("x", [None], TensorProto.INT64)]
     return model_of([node], inputs, [value("y", [None])], [table]).SerializeToString()
+
+
+def endless() -> bytes:
+    """A loop of 2^62 rounds."""
+    rounds = numpy_helper.from_array(np.array(1 << 62, np.int64), "rounds")
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["v", "v"], ["w"]),
+        ],
+        "body",
+        [
+            value("i", [], TensorProto.INT64),
+            value("go", [], TensorProto.BOOL),
+            value("v", [1]),
+        ],
+        [value("go_on", [], TensorProto.BOOL), value("w", [1])],
+    )
+    true = numpy_helper.from_array(np.array(True), "true")
+    nodes = [helper.make_node("Loop", ["rounds", "true", "x"], ["y"], body=body)]
+    inputs, outputs = [value("x", [1])], [value("y", [1])]
+    return model_of(nodes, inputs, outputs, [rounds, true]).SerializeToString()

@@ -174,6 +174,8 @@ async def test_tensors_go_through_shared_memory_where_it_is_on(
     other = replica.v2(replica.keys.api_key(project="other"))
     listed = await other.SystemSharedMemoryStatus(v2.SystemSharedMemoryStatusRequest())
     assert not listed.regions
+    behind = (("x-forwarded-for", "10.0.0.9"),)  # a proxy here speaks for somebody elsewhere
+    assert (await refusal(stub.ModelInfer(shared_request(), metadata=behind))).reason == "NOT_LOCAL"
     await stub.SystemSharedMemoryUnregister(v2.SystemSharedMemoryUnregisterRequest(name="in"))
     assert (await refusal(stub.ModelInfer(shared_request()))).reason == "REGION_NOT_FOUND"
 

@@ -93,19 +93,21 @@ class Alone:
         graph: bytes,
         policy: BatchPolicy | None = None,
         calibration: Mapping[str, Any] | None = None,
+        serving: Mapping[str, Any] | None = None,
     ) -> OnnxGraph:
         """Load a graph as version 3 of a model, in production; return its Python session."""
         loader = NativeLoader(self._module, policy or BatchPolicy(), CLOCK)
-        package = Package(Description(digest=f"sha256:{model}"), graph, calibration=calibration)
+        description = Description(digest=f"sha256:{model}")
+        package = Package(description, graph, serving=serving, calibration=calibration)
         session = loader.open(package)
         run_times = loader.warm(session, package)
-        serving = loader.serve(
+        served = loader.serve(
             VersionKey("default", model, 3), session, run_times, loader.guard(session, package)
         )
-        serving.batcher.close()
-        assert isinstance(serving.twin, NativeTwin)
-        self.twins[model] = serving.twin
-        self._rows.append(("default", model, 3, f"sha256:{model}", serving.twin.native))
+        served.batcher.close()
+        assert isinstance(served.twin, NativeTwin)
+        self.twins[model] = served.twin
+        self._rows.append(("default", model, 3, f"sha256:{model}", served.twin.native))
         self.plane.publish(self._rows, [(*row[:2], 3) for row in self._rows])
         return session
 

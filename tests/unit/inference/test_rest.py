@@ -220,10 +220,8 @@ async def test_bad_input_gets_the_right_status_at_once(
 
 
 async def test_tensors_in_shared_memory_are_named_over_http_too(
-    replica: Replica, peers: Peers, rest: Rest, engine: str
+    replica: Replica, peers: Peers, rest: Rest
 ) -> None:
-    if engine != "python":
-        pytest.skip("shared memory is the Python engine's")
     peers.gateway.want(peers.registry.add(1, graphs.sigmoid_sum(), production=True))
     await replica.ready()
     key = f"volary_rest_{uuid.uuid4().hex}"

@@ -265,6 +265,58 @@ async def test_a_stream_answers_each_message_and_stays_with_its_model(serving: R
     assert replies[2].error_message.startswith("MODEL_CHANGED")
 
 
+async def test_a_streams_replies_are_marked_as_last_where_that_is_asked(serving: Replica) -> None:
+    good, bad, plain = raw_request(ROWS), raw_request([[1.0]]), raw_request(ROWS)
+    for request in (good, bad):
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+    call = serving.v2().ModelStreamInfer(iter([good, bad, plain]))
+    replies = [reply.infer_response async for reply in call]
+    marked = [reply.parameters["triton_final_response"].bool_param for reply in replies]
+    assert marked == [True, True, False]
+    trailers = dict(await call.trailing_metadata())
+    assert (trailers["volary-version"], trailers["volary-tier"]) == ("1", "model")
+
+
+async def test_a_stream_of_what_is_no_message_ends_with_a_status(serving: Replica) -> None:
+    async with serving.channel() as channel:
+        path = "/inference.GRPCInferenceService/ModelStreamInfer"
+        stream = channel.stream_stream(path)
+        good = raw_request(ROWS).SerializeToString()
+        read = v2.ModelStreamInferResponse.FromString
+        call = stream(iter([good, b"\x0a\xff\x01abc", good]))
+        replies: list[v2.ModelStreamInferResponse] = []
+        with pytest.raises(errors.InvalidArgument):
+            async for data in call:
+                replies.append(read(data))  # noqa: PERF401 - what came before the error counts
+    assert [reply.infer_response.model_version for reply in replies] == ["1"]
+
+
+async def test_a_score_comes_with_what_it_means(serving: Replica) -> None:
+    stub = serving.v2()
+    for row, code, action in (([-1.0, 0, 0], "LOW", "go"), ([1.0, 0, 0], "HIGH", "hold")):
+        reply = await stub.ModelInfer(raw_request([row], version="4"))
+        assert reply.parameters["volary_tier"].string_param == "model"
+        assert reply.parameters["volary_reason_codes"].string_param == code
+        assert reply.parameters["volary_action"].string_param == action
+    both = await stub.ModelInfer(raw_request(ROWS, version="4"))
+    assert "volary_action" not in both.parameters  # of two scores neither is the reply's
+
+
+async def test_a_rule_answers_what_there_is_no_room_for(serving: Replica) -> None:
+    await serving.v2().ModelInfer(raw_request(ROWS[:1], version="4"))
+    late = raw_request(ROWS[:1], version="4")
+    late.parameters["timeout"].int64_param = 1
+    call = serving.v2().ModelInfer(late)
+    reply = await call
+    assert reply.parameters["volary_tier"].string_param == "rule"
+    assert raw_output(reply) == [0.5]
+    trailers = dict(await call.trailing_metadata())
+    assert (trailers["volary-version"], trailers["volary-tier"]) == ("4", "rule")
+    forged = (("volary-refused", "1"),)
+    asked = serving.v2().ModelInfer(raw_request(ROWS[:1], version="4"), metadata=forged)
+    assert (await asked).parameters["volary_tier"].string_param == "model"
+
+
 def ask(version: int = 2, **more: object) -> prediction_service_pb2.PredictRequest:
     return prediction_service_pb2.PredictRequest(
         model="m",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from volary_inference.lifecycle import trial_worker
 from volary_inference.lifecycle.crashes import MAX_SLOTS, Crashes, RunJournal
 from volary_inference.lifecycle.package import Description, Package
@@ -63,28 +63,6 @@ def hungry() -> bytes:
     return graphs.model_of(nodes, inputs, outputs, [shape]).SerializeToString()
 
 
-def endless() -> bytes:
-    """A loop of 2^62 rounds."""
-    rounds = numpy_helper.from_array(np.array(1 << 62, np.int64), "rounds")
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Add", ["v", "v"], ["w"]),
-        ],
-        "body",
-        [
-            graphs.value("i", [], TensorProto.INT64),
-            graphs.value("go", [], TensorProto.BOOL),
-            graphs.value("v", [1]),
-        ],
-        [graphs.value("go_on", [], TensorProto.BOOL), graphs.value("w", [1])],
-    )
-    true = numpy_helper.from_array(np.array(True), "true")
-    nodes = [helper.make_node("Loop", ["rounds", "true", "x"], ["y"], body=body)]
-    inputs, outputs = [graphs.value("x", [1])], [graphs.value("y", [1])]
-    return graphs.model_of(nodes, inputs, outputs, [rounds, true]).SerializeToString()
-
-
 async def refusal(trials: Trials, given: Package) -> VolaryError:
     with pytest.raises(VolaryError) as caught:
         await trials.require(given)
@@ -124,7 +102,7 @@ async def test_what_takes_too_much_memory_is_refused_and_takes_nothing_here(
 async def test_what_never_ends_is_ended_and_quarantined_after_three_trials(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = package(endless())
+    given = package(graphs.endless())
     trials = start(Limits(2 << 30, 8.0), 1)
     found = await refusal(trials, given)
     assert (type(found), found.reason) in (
@@ -204,7 +182,7 @@ def running() -> set[str]:
 async def test_a_trial_that_is_cancelled_leaves_no_process(start: Start) -> None:
     trials = start(GENEROUS, 1)
     before = running()  # the engines of other tests
-    task = asyncio.create_task(trials.require(package(endless())))
+    task = asyncio.create_task(trials.require(package(graphs.endless())))
 
     def alive() -> bool:
         return bool(running() - before)
@@ -240,7 +218,7 @@ async def test_a_child_that_dies_takes_its_own_trial_alone(start: Start) -> None
     trials, before = start(Limits(2 << 30, 60.0), 1), running()
     await trials.require(package(graphs.sigmoid_sum()))
     [worker] = running() - before
-    trial = asyncio.create_task(refusal(trials, package(endless())))
+    trial = asyncio.create_task(refusal(trials, package(graphs.endless())))
     while not children(worker):
         await asyncio.sleep(0.01)
     for child in children(worker):

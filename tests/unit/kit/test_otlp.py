@@ -87,6 +87,19 @@ def test_spans_arrive_with_all_that_is_known_of_them(collector: Collector, schem
     assert resource["service.instance.id"] == "2"
 
 
+@pytest.mark.parametrize("replay_safe", [False, True])
+def test_what_encodes_its_own_spans_is_told_whose_they_are(
+    collector: Collector, *, replay_safe: bool
+) -> None:
+    telemetry = Telemetry("birds", endpoint=collector.address, replay_safe=replay_safe)
+    found = trace_pb2.Resource.FromString(telemetry.resource or b"")
+    telemetry.close()
+    assert {pair.key: pair.value.string_value for pair in found.attributes}["service.name"] == (
+        "volary-birds"
+    )
+    assert Telemetry("birds", replay_safe=replay_safe).resource is None
+
+
 def test_a_collector_that_refuses_costs_spans_and_nothing_else(collector: Collector) -> None:
     collector.is_down = True
     telemetry = Telemetry("birds", endpoint=collector.address)

@@ -19,10 +19,13 @@ use crate::contract::inference::{
 };
 use crate::contract::volary::otlp::v1::SpanKind;
 use crate::contract::{Code, Refusal};
+use crate::credentials::Principal;
 use crate::infer::{self, Answered, Asked, Outcome};
 use crate::plane::{Loaded, Method, Plane};
 use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
 use crate::replies::reply_of;
+use crate::stream;
+use crate::upstream::Refused;
 use crate::version::Part;
 use crate::wire::{
     framed, gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIMEOUT,
@@ -48,6 +51,9 @@ pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<B
     if let Some(refusal) = call.full() {
         return call.refuse(&refusal, None);
     }
+    if method == Method::ModelStreamInfer {
+        return stream::answer(call, parts, body).await;
+    }
     let Some(deadline) = call.deadline(&parts.headers) else {
         return call
             .hand_over(parts, Body::passing(Default::default(), Some(body)))
@@ -66,7 +72,7 @@ pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<B
 }
 
 /// A call in flight; one that is dropped before its end was cancelled.
-struct Running {
+pub struct Running {
     plane: Arc<Plane>,
     method: Method,
     began: Instant,
@@ -76,6 +82,8 @@ struct Running {
     asked: Option<Asked>,
     is_cancelled: Arc<AtomicBool>,
     is_over: bool,
+    /// A message of a stream: the stream is the call that counts.
+    is_part: bool,
 }
 
 impl Running {
@@ -92,7 +100,60 @@ impl Running {
             asked: None,
             is_cancelled: Arc::default(),
             is_over: false,
+            is_part: false,
         }
+    }
+
+    /// A message of a stream, which leaves an event and a span of its own.
+    pub fn part_of(plane: Arc<Plane>, origin: Origin, mut asked: Asked) -> Self {
+        asked.began_ns = if origin.trace.is_sampled { now_ns() } else { 0 };
+        Running {
+            began_ns: asked.began_ns,
+            origin,
+            plane,
+            method: Method::ModelStreamInfer,
+            began: Instant::now(),
+            in_flight: 0,
+            asked: Some(asked),
+            is_cancelled: Arc::default(),
+            is_over: false,
+            is_part: true,
+        }
+    }
+
+    pub fn plane(&self) -> Arc<Plane> {
+        self.plane.clone()
+    }
+
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub fn cancelled_flag(&self) -> Arc<AtomicBool> {
+        self.is_cancelled.clone()
+    }
+
+    pub fn principal(&self, headers: &HeaderMap) -> Option<Arc<Principal>> {
+        self.plane.principal_of(self.method, headers, self.began)
+    }
+
+    /// What was asked, to be answered here or elsewhere: nothing is left behind of it yet.
+    pub fn take_asked(&mut self) -> Asked {
+        self.is_over = true;
+        self.asked.take().expect("a part has what it asks")
+    }
+
+    pub fn answered(mut self, asked: Asked, answered: Answered) {
+        self.asked = Some(asked);
+        self.end(Code::Ok, None, Some(answered));
+    }
+
+    pub fn ended(mut self, code: Code, reason: Option<&'static str>) {
+        self.end(code, reason, None);
     }
 
     fn full(&self) -> Option<Refusal> {
@@ -113,7 +174,7 @@ impl Running {
         Some(self.began + limit)
     }
 
-    async fn hand_over(mut self, mut parts: Parts, body: Body) -> Response<Body> {
+    pub async fn hand_over(mut self, mut parts: Parts, body: Body) -> Response<Body> {
         self.leave();
         // its time began here
         if let Ok(Some(asked)) = timeout_of(&parts.headers) {
@@ -148,14 +209,18 @@ impl Running {
 
     fn leave(&mut self) {
         self.is_over = true;
-        self.plane.leave();
+        if !self.is_part {
+            self.plane.leave();
+        }
     }
 
     /// Count the call, and leave its event and spans.
     fn end(&mut self, code: Code, reason: Option<&'static str>, answered: Option<Answered>) {
         let took = self.began.elapsed();
         self.leave();
-        self.plane.count(self.method, code, took);
+        if !self.is_part {
+            self.plane.count(self.method, code, took);
+        }
         if self.origin.trace.is_sampled {
             self.leave_spans(code, reason, took, answered.as_ref());
         }
@@ -232,6 +297,9 @@ impl Running {
                 attributes: self.attributes(asked, answered),
             });
         }
+        if self.is_part {
+            return;
+        }
         spans.offer(|| Span {
             trace: trace.clone(),
             name: &path[1..],
@@ -298,7 +366,7 @@ impl Drop for Running {
 
 async fn infer(
     mut call: Running,
-    parts: Parts,
+    mut parts: Parts,
     gathered: Gathered,
     deadline: Instant,
 ) -> Response<Body> {
@@ -334,6 +402,11 @@ async fn infer(
             let response = replied(reply, &marks_of(&loaded, "model"));
             call.end(Code::Ok, None, Some(answered));
             response
+        }
+        Outcome::Refused(refusal) if falls_back(&loaded, &refusal) => {
+            call.asked = None;
+            parts.extensions.insert(Refused(refusal));
+            call.hand_over(parts, gathered.again()).await
         }
         Outcome::Refused(refusal) => call.refuse(&refusal, Some(&loaded)),
         Outcome::NotHere => {
@@ -393,7 +466,12 @@ fn read<M: Message + Default>(message: Option<bytes::Bytes>) -> Option<M> {
     M::decode(message?).ok()
 }
 
-fn marks_of(loaded: &Loaded, tier: &'static str) -> [(HeaderName, HeaderValue); 2] {
+/// Whether Python has an answer of a lower tier: to what there is no room for, not to what is late.
+pub fn falls_back(loaded: &Loaded, refusal: &Refusal) -> bool {
+    refusal.code == Code::ResourceExhausted && loaded.version.has_tiers.load(Ordering::Relaxed)
+}
+
+pub fn marks_of(loaded: &Loaded, tier: &'static str) -> [(HeaderName, HeaderValue); 2] {
     [
         (VERSION, loaded.number.clone()),
         (TIER, HeaderValue::from_static(tier)),
@@ -405,7 +483,7 @@ fn expired(method: Method) -> Refusal {
     Refusal::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text).with("method", method.path())
 }
 
-fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+pub fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     let value = headers.get(name).and_then(|value| value.to_str().ok());
     value.unwrap_or("")
 }

@@ -86,6 +86,7 @@ fn row_of(row: &serde_json::Value) -> Option<Row> {
 pub enum Code {
     Ok = 0,
     Cancelled = 1,
+    InvalidArgument = 3,
     DeadlineExceeded = 4,
     ResourceExhausted = 8,
     Unavailable = 14,
@@ -96,6 +97,7 @@ impl Code {
         match self {
             Code::Ok => "OK",
             Code::Cancelled => "CANCELLED",
+            Code::InvalidArgument => "INVALID_ARGUMENT",
             Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",
@@ -157,6 +159,16 @@ impl Refusal {
         };
         status.encode_to_vec().into()
     }
+}
+
+/// The reason of a status, from its `ErrorInfo`; empty without one.
+pub fn reason_of(status: &Status) -> String {
+    let infos = status
+        .details
+        .iter()
+        .filter(|any| any.type_url.ends_with("google.rpc.ErrorInfo"));
+    let read = infos.filter_map(|any| ErrorInfo::decode(&any.value[..]).ok());
+    read.map(|info| info.reason).next().unwrap_or_default()
 }
 
 pub fn duration_of(duration: Duration) -> prost_types::Duration {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderMap, HeaderValue};
@@ -18,10 +18,12 @@ use crate::version::{locked, Version};
 /// Calls of one method: its path, how many by code, by latency bucket, and seconds in all.
 pub type Counted<Codes> = (&'static str, Codes, Vec<u64>, f64);
 
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 const BEARER: &str = "bearer ";
-const CODES: [Code; 5] = [
+const CODES: [Code; 6] = [
     Code::Ok,
     Code::Cancelled,
+    Code::InvalidArgument,
     Code::DeadlineExceeded,
     Code::ResourceExhausted,
     Code::Unavailable,
@@ -35,9 +37,10 @@ pub enum Method {
     ServerLive,
     ServerReady,
     HealthCheck,
+    ModelStreamInfer,
 }
 
-pub const METHODS: [(Method, &str); 5] = [
+pub const METHODS: [(Method, &str); 6] = [
     (
         Method::ModelInfer,
         "/inference.GRPCInferenceService/ModelInfer",
@@ -55,6 +58,10 @@ pub const METHODS: [(Method, &str); 5] = [
         "/inference.GRPCInferenceService/ServerReady",
     ),
     (Method::HealthCheck, "/grpc.health.v1.Health/Check"),
+    (
+        Method::ModelStreamInfer,
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+    ),
 ];
 
 impl Method {
@@ -106,6 +113,7 @@ pub struct Plane {
     pub records: Records,
     pub upstream: Upstream,
     pub turn: Turn,
+    stream_timeout: OnceLock<Duration>,
 }
 
 impl Plane {
@@ -143,7 +151,18 @@ impl Plane {
             records,
             upstream,
             turn: Turn::default(),
+            stream_timeout: OnceLock::new(),
         })
+    }
+
+    /// How long a message of a stream may take.
+    pub fn stream_timeout(&self) -> Duration {
+        *self.stream_timeout.get_or_init(|| STREAM_TIMEOUT)
+    }
+
+    /// Say it, before the first call.
+    pub fn set_stream_timeout(&self, timeout: Duration) {
+        let _ = self.stream_timeout.set(timeout);
     }
 
     pub fn row(&self, method: Method) -> &Row {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use pyo3::types::PyBytes;
 
 use crate::calibration::Calibration;
 use crate::contract::rows_of;
+use crate::decisions::{Band, Bands};
+use crate::noted::Noted;
 use crate::plane::{Counted, Loaded, Plane, Table};
 use crate::queue::CLOSINGS;
 use crate::records::{Identity, Records};
@@ -80,6 +83,30 @@ impl NativeVersion {
             None => score,
         };
         scores.into_iter().map(of).collect()
+    }
+
+    /// Say what its scores mean, (below, code, action) a band, and whether Python has lower tiers;
+    /// ValueError unless the last band alone has no bound.
+    fn declare(&self, bands: Vec<(Option<f64>, String, String)>, has_tiers: bool) -> PyResult<()> {
+        self.version.has_tiers.store(has_tiers, Ordering::Relaxed);
+        if bands.is_empty() {
+            return Ok(());
+        }
+        let of = |(below, code, action)| Band {
+            below,
+            code,
+            action,
+        };
+        let bands = Bands::new(bands.into_iter().map(of).collect());
+        let bands = bands.ok_or(PyValueError::new_err("the last band has no bound"))?;
+        let _ = self.version.bands.set(bands); // a version is declared once
+        Ok(())
+    }
+
+    /// Note its runs in the byte at `offset` of a journal; OSError when that cannot be mapped.
+    fn note_in(&self, journal: PathBuf, offset: usize) -> PyResult<()> {
+        let _ = self.version.noted.set(Noted::open(&journal, offset)?);
+        Ok(())
     }
 
     /// Start the batching thread.
@@ -217,6 +244,12 @@ impl DataPlane {
         let server = Server::start(listener, self.plane.clone());
         *locked(&self.server) = Some(server.map_err(PyOSError::new_err)?);
         Ok(port)
+    }
+
+    /// Say how long a message of a stream may take; before the first call.
+    fn set_stream_timeout(&self, timeout_s: f64) {
+        let timeout = Duration::from_secs_f64(timeout_s);
+        self.plane.set_stream_timeout(timeout);
     }
 
     /// Take no new call, let those in flight finish within the grace.

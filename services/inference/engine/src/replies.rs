@@ -5,11 +5,13 @@
 //! are fields of the Open Inference Protocol V2; a test reads them back with the generated types.
 
 use std::io::Write;
+use std::sync::OnceLock;
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{encode_key, encode_varint, encoded_len_varint, WireType};
 use prost::Message;
 
+use crate::decisions::Band;
 use crate::infer::{Answered, Asked};
 use crate::records::Origin;
 use crate::version::Array;
@@ -22,6 +24,9 @@ mod response {
     pub const PARAMETERS: u32 = 4;
     pub const OUTPUTS: u32 = 5;
     pub const RAW_OUTPUT_CONTENTS: u32 = 6;
+}
+mod stream {
+    pub const INFER_RESPONSE: u32 = 2;
 }
 mod tensor {
     pub const NAME: u32 = 1;
@@ -60,6 +65,32 @@ pub fn reply_of(asked: &Asked, answered: &Answered, origin: &Origin) -> Bytes {
     out.into()
 }
 
+/// The framed message of a stream that carries a response, and what is to be said after it.
+pub fn in_stream(response: &[u8], after: &[u8]) -> Bytes {
+    let length = response.len() + after.len();
+    let mut out = Vec::with_capacity(PREFIX + 10 + length);
+    out.extend_from_slice(&[0; PREFIX]);
+    encode_key(stream::INFER_RESPONSE, WireType::LengthDelimited, &mut out);
+    encode_varint(length as u64, &mut out);
+    out.extend_from_slice(response);
+    out.extend_from_slice(after);
+    let length = (out.len() - PREFIX) as u32;
+    out[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    out.into()
+}
+
+/// A parameter that may follow a response: no further one comes for its request.
+pub fn final_mark() -> &'static [u8] {
+    static MARK: OnceLock<Vec<u8>> = OnceLock::new();
+    MARK.get_or_init(|| {
+        let mut out = Vec::new();
+        parameter(&mut out, "triton_final_response", |out| {
+            integer(out, parameter::BOOL, 1);
+        });
+        out
+    })
+}
+
 fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Origin) {
     let (about, part) = (&asked.loaded.about, &answered.part);
     let number = |out: &mut Vec<u8>, name, value: i64| {
@@ -87,6 +118,25 @@ fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Or
     if asked.loaded.version.calibration.is_some() {
         let is_true = |out: &mut Vec<u8>| integer(out, parameter::BOOL, 1);
         parameter(out, "volary_calibrated", is_true);
+    }
+    if let Some(band) = decision(asked, &part.outputs) {
+        word(out, "volary_reason_codes", &band.code);
+        word(out, "volary_action", &band.action);
+    }
+}
+
+/// The band of the score of a single row, where bands are declared.
+fn decision<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Band> {
+    let bands = asked.loaded.version.bands.get()?;
+    let index = *asked.outputs.first()?;
+    let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
+    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
+    if !is_one_a_row || !spec.datatype.is_float() {
+        return None;
+    }
+    match spec.datatype.numbers(&array.data)[..] {
+        [score] => Some(bands.of(score)),
+        _ => None,
     }
 }
 

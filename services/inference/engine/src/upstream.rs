@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{HeaderName, HeaderValue, HOST};
 use http::request::Parts;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -16,7 +16,13 @@ use crate::contract::{Code, Refusal};
 use crate::wire::{refused, Body};
 
 const WINDOW: u32 = 1 << 20;
+// only set here: a call that there was no room for, and when there may be
+const REFUSED: HeaderName = HeaderName::from_static("volary-refused");
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// In the extensions of a call that is handed over for what a lower tier says: its refusal.
+#[derive(Clone)]
+pub struct Refused(pub Refusal);
 
 pub struct Upstream {
     path: PathBuf,
@@ -35,6 +41,12 @@ impl Upstream {
     pub async fn answer(&self, mut parts: Parts, body: Body) -> Response<Body> {
         parts.uri = passed_uri(&parts.uri);
         parts.headers.remove(HOST);
+        parts.headers.remove(REFUSED);
+        if let Some(Refused(refusal)) = parts.extensions.remove::<Refused>() {
+            let retry = refusal.retry_after.unwrap_or_default();
+            let micros = u64::try_from(retry.as_micros()).unwrap_or(u64::MAX);
+            parts.headers.insert(REFUSED, HeaderValue::from(micros));
+        }
         let request = Request::from_parts(parts, body);
         match self.send(request).await {
             Ok(response) => response.map(|body| Body::passing(Default::default(), Some(body))),

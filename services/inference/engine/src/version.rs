@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use ort::value::{DynTensor, DynTensorValueType, ValueType};
 use tokio::sync::oneshot;
 
 use crate::calibration::Calibration;
+use crate::decisions::Bands;
+use crate::noted::Noted;
 use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
 use crate::tensors::Datatype;
 use crate::turns::Turn;
@@ -133,6 +135,12 @@ pub struct Version {
     pub inputs: Vec<Spec>,
     pub outputs: Vec<Spec>,
     pub calibration: Option<Calibration>,
+    /// What a score means, where that is declared.
+    pub bands: OnceLock<Bands>,
+    /// Whether Python has an answer of a lower tier to a call that there is no room for.
+    pub has_tiers: AtomicBool,
+    /// Where its runs are noted, for whoever asks after a crash what ran.
+    pub noted: OnceLock<Noted>,
     policy: Policy,
     // every row takes as long as any other, and nobody asked to wait for more of them
     is_even: bool,
@@ -181,6 +189,9 @@ impl Version {
             inputs,
             outputs,
             calibration,
+            bands: OnceLock::new(),
+            has_tiers: AtomicBool::new(false),
+            noted: OnceLock::new(),
             policy,
             is_even,
             session: Mutex::new(session),
@@ -448,6 +459,7 @@ impl Version {
             values.push(tensor_of(&allocator, spec, shape, parts)?.into());
         }
         let mut session = locked(&self.session);
+        let _note = self.noted.get().map(Noted::running);
         let ran = session
             .run(&values[..])
             .map_err(|error| error.to_string())?;

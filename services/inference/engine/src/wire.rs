@@ -14,14 +14,15 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
+use tokio::sync::mpsc;
 
 use crate::contract::Refusal;
 
 pub const PREFIX: usize = 5; // one byte of compression, four of length
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -31,14 +32,23 @@ pub struct Body {
     chunks: VecDeque<Bytes>,
     rest: Option<Incoming>,
     trailers: Option<HeaderMap>,
+    frames: Option<mpsc::Receiver<Frame<Bytes>>>,
 }
 
 impl Body {
+    /// A body whose frames come as they are made.
+    pub fn flowing(frames: mpsc::Receiver<Frame<Bytes>>) -> Self {
+        Body {
+            frames: Some(frames),
+            ..Body::default()
+        }
+    }
+
     pub fn passing(chunks: VecDeque<Bytes>, rest: Option<Incoming>) -> Self {
         Body {
             chunks,
             rest,
-            trailers: None,
+            ..Body::default()
         }
     }
 }
@@ -54,6 +64,9 @@ impl http_body::Body for Body {
         if let Some(chunk) = self.chunks.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
+        if let Some(frames) = &mut self.frames {
+            return frames.poll_recv(context).map(|frame| frame.map(Ok));
+        }
         if let Some(rest) = &mut self.rest {
             return Pin::new(rest).poll_frame(context);
         }
@@ -62,7 +75,7 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         let is_rest_over = self.rest.as_ref().is_none_or(Incoming::is_end_stream);
-        self.chunks.is_empty() && is_rest_over && self.trailers.is_none()
+        self.chunks.is_empty() && is_rest_over && self.trailers.is_none() && self.frames.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -160,7 +173,15 @@ pub fn replied(message: Bytes, marks: &[(HeaderName, HeaderValue)]) -> Response<
         chunks: VecDeque::from([message]),
         rest: None,
         trailers: Some(trailers),
+        frames: None,
     });
+    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response
+}
+
+/// The response whose messages and trailers come as they are made.
+pub fn streamed(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
     response
 }

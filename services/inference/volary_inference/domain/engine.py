@@ -96,6 +96,8 @@ class PythonEngine:
         ticket = Ticket(feeds, rows, deadline_s)
         try:
             serving.guard.enter()
+            if request.refusal is not None:
+                raise request.refusal
             self._inject(request, deadline_s)
             outputs = self._run(serving, ticket, request)
             reply = self._reply(version, serving, request, ticket, _named(serving, names, outputs))

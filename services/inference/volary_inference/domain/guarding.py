@@ -154,9 +154,17 @@ class Guard:
 
     @property
     def is_plain(self) -> bool:
-        """True when no more than a calibration is there: an engine may leave the guard out."""
-        parts = (self.breaker, self.cache, self.rule, self.bands, self.responses)
-        return self.instances == 1 and not self.has_none and all(part is None for part in parts)
+        """True when no answer depends on those before it: an engine may leave the guard out.
+
+        What bands make of a score, such an engine says itself; for a lower tier it asks here.
+        """
+        parts = (self.breaker, self.cache, self.responses)
+        return self.instances == 1 and all(part is None for part in parts)
+
+    @property
+    def has_tiers(self) -> bool:
+        """True when something answers in the model's place."""
+        return self.has_none or self.cache is not None or self.rule is not None
 
     def enter(self) -> None:
         """Let a call in; raise Unavailable `BREAKER_OPEN`."""

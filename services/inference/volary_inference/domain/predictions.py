@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from volary_kit.errors import VolaryError
 from volary_kit.waiting import about_to_wait
 
 from volary_inference.domain.decisions import Decision
@@ -118,7 +119,10 @@ class About:
 
 @dataclass(slots=True)
 class InferRequest:
-    """One call to one version; `outputs` empty asks for all."""
+    """One call to one version; `outputs` empty asks for all.
+
+    `refusal` is why the model cannot answer, where that is known before: a lower tier may.
+    """
 
     key: VersionKey
     inputs: tuple[Tensor, ...]
@@ -126,6 +130,7 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     about: About = field(default_factory=About)
     cancellation: Cancellation = field(default_factory=Cancellation)
+    refusal: VolaryError | None = None
 
 
 @dataclass(slots=True)

@@ -7,10 +7,11 @@ from typing import Self
 import grpc
 from volary_kit import telemetry
 from volary_kit.calls import Call
-from volary_kit.errors import InvalidArgument
+from volary_kit.errors import InvalidArgument, ResourceExhausted, VolaryError
 from volary_kit.telemetry import names
 
-from volary_inference.domain.engine import TIER_MODEL, TIER_NONE, Engine
+from volary_inference.domain.batching import TOO_LATE
+from volary_inference.domain.engine import MICROS, TIER_MODEL, TIER_NONE, Engine
 from volary_inference.domain.predictions import (
     Cancellation,
     InferReply,
@@ -22,6 +23,8 @@ from volary_inference.domain.predictions import (
 from volary_inference.domain.versions import Versions, version_not_found
 
 Context = grpc.ServicerContext
+REFUSED = "volary-refused"  # set by the native engine: microseconds until there may be room
+BEHIND = "unix:"  # a peer that only the native engine can be
 VERSION, TIER, ROUTE, SHADOW = "volary-version", "volary-tier", "volary-route", "volary-shadow"
 ATTEMPT = "x-envoy-attempt-count"
 
@@ -60,6 +63,14 @@ def origin_of(call: Call, position: int | None = None) -> Origin:
         trace_id=call.trace_id,
         traceparent=telemetry.traceparent(),
     )
+
+
+def refusal_of(call: Call, context: Context) -> VolaryError | None:
+    """Return the native engine's refusal of a call that it hands over for what a tier says."""
+    retry_us = call.text(REFUSED)
+    if not retry_us.isdecimal() or not context.peer().startswith(BEHIND):
+        return None
+    return ResourceExhausted("OVERLOADED", TOO_LATE, retry_after_s=int(retry_us) / MICROS)
 
 
 def cancellation_of(context: Context) -> Cancellation:

@@ -23,6 +23,7 @@ from volary_inference.handlers.calls import (
     model_of,
     number_of,
     origin_of,
+    refusal_of,
     submitted,
 )
 from volary_inference.handlers.v2_descriptions import (
@@ -41,7 +42,8 @@ from volary_inference.handlers.v2_tensors import (
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 SUBJECT, EVENT_TIME, TIMEOUT = "volary_subject", "volary_event_time", "timeout"
-EMPTY_FINAL = "triton_enable_empty_final_response"  # tritonclient's streams may send it
+# tritonclient's streams may ask to be told which reply is the last one of its request
+EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 KNOWN_PARAMETERS = frozenset({SUBJECT, EVENT_TIME, TIMEOUT, EMPTY_FINAL})
 MAX_SUBJECT = 256
 MICROS = 1_000_000
@@ -158,9 +160,9 @@ class V2Handler(_Servicer):
             except VolaryError as error:
                 failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
                 text = f"{error.reason}: {status_of(error).message}"
-                yield pb.ModelStreamInferResponse(error_message=text, infer_response=failed)
+                yield _streamed(request, failed, text)
             else:
-                yield pb.ModelStreamInferResponse(infer_response=reply)
+                yield _streamed(request, reply)
 
     def _infer(
         self,
@@ -181,6 +183,7 @@ class V2Handler(_Servicer):
                 outputs=tuple(output.name for output in request.outputs),
                 about=_about(request),
                 cancellation=cancellation,
+                refusal=refusal_of(call, context),
             )
             deadline_s = min(deadline_s, _asked_deadline_s(request, call))
             reply = submitted(self._engine, asked, deadline_s)
@@ -191,6 +194,15 @@ class V2Handler(_Servicer):
         fill_outputs(response, reply.outputs, is_raw=bool(request.raw_input_contents))
         fill_provenance(response, reply.provenance)
         return response
+
+
+def _streamed(
+    request: pb.ModelInferRequest, reply: pb.ModelInferResponse, error_message: str = ""
+) -> pb.ModelStreamInferResponse:
+    """Return a stream's message; each request has one reply, marked as its last where asked."""
+    if EMPTY_FINAL in request.parameters and request.parameters[EMPTY_FINAL].bool_param:
+        reply.parameters[FINAL].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=error_message, infer_response=reply)
 
 
 def _about(request: pb.ModelInferRequest) -> About:

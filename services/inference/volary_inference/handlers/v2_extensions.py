@@ -14,10 +14,11 @@ from volary_inference.handlers import v2_memory
 from volary_inference.handlers.calls import Context, model_of
 from volary_inference.handlers.v2 import V2Handler
 from volary_inference.lifecycle.repository import Repository
-from volary_inference.shared_memory import Regions, require_local
+from volary_inference.shared_memory import Regions, not_local, require_local
 
 EXTENSIONS = ("logging", "trace")
 SHARED_MEMORY = "system_shared_memory"
+FORWARDED = "x-forwarded-for"
 LEVELS = ("log_error", "log_warning", "log_info")  # each includes those before it
 VERBOSE = "log_verbose_level"
 FIXED = {"log_file": "", "log_format": "json"}
@@ -156,6 +157,8 @@ class ExtendedV2Handler(V2Handler):
                 "SHARED_MEMORY_OFF", "this replica was started without shared memory"
             )
         require_local(context.peer())
+        if current_call().text(FORWARDED):
+            raise not_local()  # a proxy on this machine speaks for somebody elsewhere
         return self._extensions.regions
 
 

@@ -70,6 +70,11 @@ class RunJournal:
         self._map: mmap.mmap | None = None
         self._free = list(range(MAX_SLOTS))[::-1]
 
+    @property
+    def path(self) -> Path:
+        """The file that is mapped, for whoever notes runs in it too."""
+        return self._path
+
     def suspects(self) -> list[str]:
         """Return the digests that ran when the process before died of a fault of its own."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TypeAlias
 
 import volary_contract
@@ -29,6 +30,7 @@ from volary_inference.native.versions import NativeLoader, NativeTable
 from volary_inference.settings import InferenceSettings
 from volary_inference.stream import redis_client
 
+log = logging.getLogger(__name__)
 MICROS = 1_000_000
 Kit = Resources[InferenceSettings]
 DataListener: TypeAlias = SyncServer | NativeListener
@@ -53,6 +55,7 @@ class NativeEngine:
             MAX_QUEUE,
             kit.telemetry.resource,
         )
+        self._plane.set_stream_timeout(settings.stream_message_timeout_s)
         self._records = NativeRecords(self._plane, kit.ruling.metrics, kit.telemetry, ring)
         self._events: NativeEvents | None = None
         if settings.redis_url is not None:
@@ -86,24 +89,37 @@ class NativeEngine:
 def chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
     """Return the native engine, None for the Python one alone; raise SettingsError.
 
-    The file `engine` in the data folder says which one it is.
+    The file `engine` in the data folder says which one it is, and below what is wrong with the
+    other one, if anything is.
     """
-    native = _chosen(kit, ring)
+    native, warning = _chosen(kit, ring)
+    if warning:
+        log.warning("the Python engine runs: %s", warning)
     kit.settings.data_dir.mkdir(parents=True, exist_ok=True)
-    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}\n")
+    (kit.settings.data_dir / "engine").write_text(f"{engine_name(native)}\n{warning}\n")
     return native
 
 
-def _chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:
-    # `auto` is Python until the native engine has been through the whole mesh
-    if kit.settings.engine != "native":
-        return None
+def _chosen(kit: Kit, ring: EventRing) -> tuple[NativeEngine | None, str]:
+    """Return the engine, and what `auto` has to say of its choice: a missing cargo is no fault."""
+    asked = kit.settings.engine
+    if asked == "python" or (asked == "auto" and _is_pythons(kit.settings)):
+        return None, ""
     try:
         if kit.settings.tls_cert_file is not None:
             raise modules.Unavailable("the native engine has no TLS: Envoy or python does")
-        return NativeEngine(kit, modules.load(), ring)
+        return NativeEngine(kit, modules.load(), ring), ""
     except modules.Unavailable as error:
-        raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
+        if asked == "native":
+            raise SettingsError(f"VOLARY_INFERENCE_ENGINE: {error}") from error
+        return None, "" if isinstance(error, modules.NotBuilt) else str(error)
+
+
+def _is_pythons(settings: InferenceSettings) -> bool:
+    """Say whether the native engine could only hand everything over."""
+    may_forget = settings.memory_budget_bytes > 0 or settings.idle_forget_s > 0
+    is_on_gpu = settings.tensorrt or settings.cuda
+    return settings.tls_cert_file is not None or may_forget or is_on_gpu
 
 
 def engine_name(native: NativeEngine | None) -> str:

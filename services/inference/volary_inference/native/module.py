@@ -12,10 +12,15 @@ import onnxruntime
 
 NAME = "volary_inference_engine"
 RUNTIME = "libonnxruntime.so.*"
+WITHOUT_CARGO = "cargo is not there"  # how the build's own word begins
 
 
 class Unavailable(Exception):
     """There is no native engine here; the text says what to do about it."""
+
+
+class NotBuilt(Unavailable):
+    """Nobody has tried to build it, for want of cargo; all others are worth a warning."""
 
 
 class NativeStatistics(Protocol):
@@ -37,6 +42,12 @@ class NativeVersion(Protocol):
     """A version in the data plane: its session and its batching thread."""
 
     def calibrated(self, scores: Sequence[float]) -> list[float]: ...
+    def declare(
+        self,
+        bands: Sequence[tuple[float | None, str, str]],
+        has_tiers: bool,  # noqa: FBT001
+    ) -> None: ...
+    def note_in(self, journal: Path, offset: int) -> None: ...
     def start(self, name: str) -> None: ...
     def run(
         self,
@@ -52,6 +63,7 @@ class DataPlane(Protocol):
     """The listener of the data port; see `engine/src/python.rs`."""
 
     def start(self, host: str, port: int) -> int: ...
+    def set_stream_timeout(self, timeout_s: float) -> None: ...
     def stop(self, grace_s: float) -> None: ...
     def publish(
         self,
@@ -81,7 +93,7 @@ def load() -> NativeModule:
     try:
         module = cast("NativeModule", importlib.import_module(NAME))
     except ImportError as error:
-        raise Unavailable(_why(error)) from error
+        raise _why(error) from error
     folder = Path(onnxruntime.__file__).parent / "capi"
     found = sorted(folder.glob(RUNTIME))
     if not found:
@@ -93,10 +105,12 @@ def load() -> NativeModule:
     return module
 
 
-def _why(error: ImportError) -> str:
+def _why(error: ImportError) -> Unavailable:
     """Return why there is no module: what its build left behind, else the import's own words."""
     note = Path(sysconfig.get_paths()["purelib"]) / f"{NAME}.why"
     try:
-        return note.read_text().strip()
+        text = note.read_text().strip()
     except OSError:
-        return f"it is not built: run services/inference/engine/build.py; {error}"
+        text = f"it is not built: run services/inference/engine/build.py; {error}"
+        return NotBuilt(text) if isinstance(error, ModuleNotFoundError) else Unavailable(text)
+    return NotBuilt(text) if text.startswith(WITHOUT_CARGO) else Unavailable(text)

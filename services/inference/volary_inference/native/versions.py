@@ -97,13 +97,35 @@ class NativeLoader(Loader):
         slot: Slot | None = None,
         reading: Reading | None = None,
     ) -> Serving:
-        """Start the batching threads of a warm graph; a guarded version is Python's alone."""
+        """Start the batching threads of a warm graph.
+
+        A version whose answers depend on those before them is Python's alone.
+        """
         serving = super().serve(key, graph, run_times, guard, slot, reading)
         native = self._loaded.pop(graph, None)
         if native is None or not serving.guard.is_plain:
             return serving
+        bands = serving.guard.bands
+        declared = [] if bands is None else [(b.below, b.code, b.action) for b in bands.bands]
+        native.declare(declared, serving.guard.has_tiers)
+        serving = self._noting(serving, native, slot)
         native.start(f"{key.model}@{key.version}")
         return replace(serving, twin=NativeTwin(native))
+
+    def _noting(self, serving: Serving, native: NativeVersion, slot: Slot | None) -> Serving:
+        """Have the native runs noted beside the Python ones, each in a place of its own."""
+        if self._journal is None or slot is None:
+            return serving
+        own = self._journal.slot_beside(slot)
+        if not own.is_noted:
+            return serving
+        native.note_in(self._journal.path, own.at)
+
+        def release() -> None:
+            serving.release()
+            self._release(own)
+
+        return replace(serving, release=release)
 
     def _native(self, graph: Graph, package: Package) -> NativeVersion | None:
         signature, name = graph.signature, package.description.digest
