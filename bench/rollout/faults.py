@@ -65,6 +65,7 @@ class Row:
     broken: dict[str, int]
     problems: list[str]
     spent: str
+    again: int = 0
 
     @classmethod
     def of(cls, loss: Loss, outcome: Outcome) -> Row:
@@ -84,6 +85,7 @@ class Row:
             unready=len(outcome.seen.unready) + len(outcome.seen.bare),
             broken=dict(calls.broken),
             problems=outcome.problems,
+            again=outcome.begun_again,
             spent=" ".join(f"{a.state} {b.at_s - a.at_s:.1f}" for a, b in pairwise(history)),
         )
 
@@ -133,7 +135,8 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
         f"- {attempts:,} attempts of Envoy were held against what the replicas had reported",
         f"- {unready} of them went to a replica without that version ready",
         "",
-        "Cells: how it ended, writes of traffic, seconds from start to end.",
+        "Cells: how it ended, writes of traffic and how many of them because a step's records were",
+        "incomplete for 5 s, seconds from start to end.",
         "",
         "| held at | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -150,7 +153,8 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
     mark = " **broken**" if row.problems else ""
-    return f"{row.state}, {row.writes}, {row.seconds:.1f} s{mark}"
+    again = f" ({row.again} again)" if row.again else ""
+    return f"{row.state}, {row.writes}{again}, {row.seconds:.1f} s{mark}"
 
 
 def kept_in(path: Path | None) -> list[Row]:
@@ -171,8 +175,8 @@ async def run(asked: argparse.Namespace) -> list[Row]:
     there = {(row.stand, row.lost) for row in kept_in(asked.rows)}
     losses = [
         Loss(stand, process)
+        for stand in EVERY  # not one process after itself: the launcher would back off from it
         for process in asked.lost
-        for stand in EVERY
         if stand.name in asked.states and (stand.name, process) not in there
         if _is_cell(stand, process)
     ]

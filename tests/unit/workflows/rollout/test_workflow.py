@@ -306,6 +306,14 @@ async def test_two_rollouts_of_one_candidate_never_share_their_evidence(time_ski
     assert first.rollout != second.rollout
 
 
+async def test_of_two_rollouts_the_later_one_loads_under_the_higher_generation(time_skipping):
+    world = World(looks={"canary": BAD})
+    for _ in range(2):
+        await rolled(time_skipping, world)
+    first, let_go, second, let_go_again = world.fences
+    assert 0 < first == let_go < second == let_go_again
+
+
 async def test_cancelled_in_mid_promotion_the_baseline_is_production_again(time_skipping):
     world = World(mute_step="promote")
     async with serving(time_skipping, world) as queue:

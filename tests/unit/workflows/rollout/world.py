@@ -69,6 +69,7 @@ class World:
     decisions: list[ApprovalDecision] = field(default_factory=list)
     tasks: list[JudgeTask] = field(default_factory=list)
     loaded: set[int] = field(default_factory=set)
+    fences: list[int] = field(default_factory=list)  # of what was loaded and let go
     load_failure: str = ""
     lose_replies: int = 0
     mute_step: str = ""
@@ -106,6 +107,7 @@ class World:
         if self.load_failure:
             raise ApplicationError("refused", type=self.load_failure, non_retryable=True)
         self.loaded.add(subject.version)
+        self.fences.append(subject.rollout_generation)
         return 2
 
     @activity.defn
@@ -128,6 +130,7 @@ class World:
     @activity.defn
     async def unload_version(self, subject: Subject) -> bool:
         self.loaded.discard(subject.version)
+        self.fences.append(subject.rollout_generation)
         return True
 
     @activity.defn
