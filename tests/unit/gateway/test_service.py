@@ -250,7 +250,6 @@ async def test_killed_control_plane_costs_no_call_and_comes_back_the_same(runnin
     assert after.generation == before.generation
     # what nobody listened to is not guessed at: the generation stays incomplete
     assert not (await running.evidence("r1")).complete
-    await running.load(2)  # the replicas attach again by themselves, not at once
     again = await running.set(2, (2, 1_000), (1, 9_000), rollout=ROLLOUT, step="canary")
     assert again.in_effect
     await client.infer()
@@ -269,7 +268,6 @@ async def test_lost_records_are_found_and_a_new_generation_is_whole(running: Mes
         assert asyncio.get_running_loop().time() < end, await running.evidence()
         await asyncio.sleep(0.2)
     assert not (await running.evidence()).complete
-    await running.load(1)
     await running.set(1, (1, 10_000), rollout=ROLLOUT, step="again")
     await client.infer()
     await running.until_lossless("r1")
