@@ -109,7 +109,7 @@ class RolloutMesh:
         self.failpoints.mkdir(parents=True, exist_ok=True)
         await self.supervisor.start()
         async with AsyncClient(self.edge, self.api_key, timeout_s=30) as client:
-            await _registered(client)
+            await registered(client, MODEL)
         await self._first_production()
 
     async def stop(self) -> None:
@@ -227,11 +227,15 @@ class RolloutMesh:
             return (await client.registry.GetModelVersion(request)).digest
 
 
-async def _registered(client: AsyncClient) -> None:
-    """Register the model and its two versions, which differ by their bias."""
+async def registered(client: AsyncClient, model: str, serving: str = "") -> None:
+    """Register a model and two versions of it, which differ by their bias."""
+    attachments: dict[str, str] = {}
+    if serving:
+        declared = await client.upload(serving.encode(), model_pb2.ARTIFACT_KIND_DOCUMENT)
+        attachments["serving"] = declared.digest
     await client.registry.CreateModel(
         registry_service_pb2.CreateModelRequest(
-            parent=PARENT, model_id=MODEL, model=model_pb2.Model(owner="team", on_call="pager")
+            parent=PARENT, model_id=model, model=model_pb2.Model(owner="team", on_call="pager")
         )
     )
     rows = [model_pb2.TensorSpec(name="features", datatype="FP32", shape=[-1, WIDTH])]
@@ -242,9 +246,13 @@ async def _registered(client: AsyncClient) -> None:
         )
         await client.registry.CreateModelVersion(
             registry_service_pb2.CreateModelVersionRequest(
-                parent=MODEL_NAME,
+                parent=f"{PARENT}/models/{model}",
                 model_version=model_pb2.ModelVersion(
-                    digest=artifact.digest, schema_hash="tiny", inputs=rows, outputs=answers
+                    digest=artifact.digest,
+                    schema_hash="tiny",
+                    inputs=rows,
+                    outputs=answers,
+                    attachments=attachments,
                 ),
             )
         )

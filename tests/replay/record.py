@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from volary_workflows.experiment.messages import ExperimentSpec
 from volary_workflows.rollout.messages import (
@@ -57,7 +58,7 @@ async def main() -> None:
         _write("rollout_staged_rolled_back", await _rollout(environment, World(looks={"50": BAD})))
         _write("rollout_staged_aborted", await _aborted(environment))
         _write("rollout_of_a_plan", await _rollout(environment, World(cooling_s=[HOUR_S]), PLAN))
-        _write("retrain_searchable_promoted", await _retrain(environment))
+        _write("retrain_alone_promoted", await _retrain(environment))
         first, last = await _continued(environment)
         _write("rollout_continued_first", first)
         _write("rollout_continued_last", last)
@@ -70,6 +71,9 @@ async def record_experiments(environment: WorkflowEnvironment) -> None:
     won = await _experiment(environment, experiments.World(look=experiments.WON))
     _write("experiment_concluded", won)
     _write("doctored_experiment_concluded", doctored(won))
+    first, last = await _continued_experiment(environment)
+    _write("experiment_continued_first", first)
+    _write("experiment_continued_last", last)
     grouped = replace(DAILY, group="checkout")
     _write("experiment_of_a_group", await _experiment(environment, experiments.World(), grouped))
 
@@ -97,16 +101,30 @@ async def _rollout(
 async def _continued(environment: WorkflowEnvironment) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the first and the last run of a rollout whose bake takes more looks than one has."""
     async with serving(environment, World()) as queue:
-        handle = await started(environment, queue, SHORT, looks_a_run=5)
-        await handle.result()
-        first = environment.client.get_workflow_handle(
-            handle.id, run_id=handle.first_execution_run_id
-        )
-        last = environment.client.get_workflow_handle(handle.id)
-        return (
-            json.loads((await first.fetch_history()).to_json()),
-            json.loads((await last.fetch_history()).to_json()),
-        )
+        return await _ends(environment, await started(environment, queue, SHORT, looks_a_run=5))
+
+
+async def _continued_experiment(
+    environment: WorkflowEnvironment,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the first and the last run of an experiment of more looks than one has."""
+    world = experiments.World(look=experiments.WON)
+    async with experiments.serving(environment, world) as queue:
+        handle = await experiments.started(environment, queue, DAILY, looks_a_run=3)
+        return await _ends(environment, handle)
+
+
+async def _ends(
+    environment: WorkflowEnvironment, handle: WorkflowHandle[Any, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    await handle.result()
+    client = environment.client
+    first = client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id)
+    last = client.get_workflow_handle(handle.id)
+    return (
+        json.loads((await first.fetch_history()).to_json()),
+        json.loads((await last.fetch_history()).to_json()),
+    )
 
 
 async def _aborted(environment: WorkflowEnvironment) -> dict[str, Any]:

@@ -26,12 +26,13 @@ def text_of(path: Path) -> str:
 
 
 def test_there_are_histories_of_both_kinds():
-    assert len(SOUND) >= 11
+    assert len(SOUND) >= 14
     assert DOCTORED
 
 
-def test_one_of_them_continued_as_new_and_another_was_continued():
-    first, last = (HISTORIES_BY_NAME[f"rollout_continued_{end}"] for end in ("first", "last"))
+@pytest.mark.parametrize("kind", ["rollout", "experiment"])
+def test_one_of_them_continued_as_new_and_another_was_continued(kind):
+    first, last = (HISTORIES_BY_NAME[f"{kind}_continued_{end}"] for end in ("first", "last"))
     assert "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW" in text_of(first)
     begun = json.loads(text_of(last))["events"][0]["workflowExecutionStartedEventAttributes"]
     assert begun["continuedExecutionRunId"]

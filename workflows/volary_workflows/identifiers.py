@@ -23,3 +23,13 @@ def experiment_group_id(project: str, group: str) -> str:
 def retrain_workflow_id(project: str, training: str, cause: str) -> str:
     """Return the id of a retrain: once for the same cause, however often it is reported."""
     return f"retrain/{project}/{training}/{cause}"
+
+
+def retrain_hold_id(project: str, training: str) -> str:
+    """Return the id that one retrain of a training holds while it runs, whatever its cause."""
+    return f"retrain-hold/{project}/{training}"
+
+
+def retrain_schedule_id(project: str, training: str) -> str:
+    """Return the id of the schedule that starts a training's retrains."""
+    return f"retrain/{project}/{training}"

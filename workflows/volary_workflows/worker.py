@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from importlib import metadata
 from typing import Any
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.common import WorkerDeploymentVersion
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Interceptor, Worker
 from volary_kit.channels import Channels
 from volary_kit.clock import Clock
+from volary_kit.webhooks import Webhooks
 
 from volary_workflows.attributes import KEYS
+from volary_workflows.deployments import BUILD, versioned
 from volary_workflows.experiment.activities import ExperimentActivities
-from volary_workflows.experiment.holding import HoldWorkflow
 from volary_workflows.experiment.workflow import ExperimentWorkflow
 from volary_workflows.failures import CallInterceptor
+from volary_workflows.holding import HoldWorkflow
 from volary_workflows.identifiers import TASK_QUEUE
 from volary_workflows.retrain.activities import RetrainActivities
 from volary_workflows.retrain.compensation import CompensationActivities
@@ -27,7 +29,6 @@ from volary_workflows.retrain.workflow import RetrainWorkflow
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.shadow_diffs import ShadowActivities
 from volary_workflows.rollout.staging import StagingActivities
-from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.rollout.workflow import RolloutWorkflow
 
 WORKFLOWS = (RolloutWorkflow, RetrainWorkflow, ExperimentWorkflow, HoldWorkflow)
@@ -72,13 +73,18 @@ def make_worker(
     task_queue: str = TASK_QUEUE,
     max_activities: int = 100,
     interceptors: Sequence[Interceptor] = (),
+    deployed_as: WorkerDeploymentVersion | None = None,
 ) -> Worker:
-    """Return a worker of all workflows; a stop lets activities end within 5 s."""
+    """Return a worker of all workflows; a stop lets activities end within 5 s.
+
+    With `deployed_as` Temporal gives it what belongs to that version, and nothing else.
+    """
     return Worker(
         client,
         task_queue=task_queue,
-        # without one the SDK hashes every loaded module, for seconds, on the event loop
-        build_id=f"volary-workflows-{metadata.version('volary-workflows')}",
+        # without a build id the SDK hashes every loaded module, for seconds, on the event loop
+        build_id=None if deployed_as else BUILD,
+        deployment_config=versioned(deployed_as) if deployed_as else None,
         workflows=list(WORKFLOWS),
         activities=list(activities),
         interceptors=[CallInterceptor(), *interceptors],

@@ -30,6 +30,8 @@ app = typer.Typer(
         "Outcomes are told to monitor (`RecordOutcomes`) by the reply's `volary_prediction_id`."
     ),
 )
+# a long one is a chain of runs, of which the last one counts
+LISTED = "WorkflowType = 'ExperimentWorkflow' AND ExecutionStatus != 'ContinuedAsNew'"
 Model = Annotated[str, typer.Argument(help="Model id.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
 
@@ -179,7 +181,7 @@ async def _listed(session: Session) -> list[dict[str, str]]:
             "started": each.start_time.isoformat(timespec="seconds"),
             "ended": each.close_time.isoformat(timespec="seconds") if each.close_time else "",
         }
-        async for each in client.list_workflows("WorkflowType = 'ExperimentWorkflow'")
+        async for each in client.list_workflows(LISTED)
     ]
     return [row for row in rows if row["project"] == session.project]
 

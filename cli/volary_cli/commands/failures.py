@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 from volary_kit.errors import VolaryError
 from volary_workflows.rollout.specification import SpecificationError
@@ -19,8 +20,16 @@ def explained(error: Exception) -> CommandError | None:
         return CommandError(f"{error.reason}: {error.message}", Exit.REFUSED)
     if isinstance(error, SpecificationError):
         return CommandError(f"rollout: {error}")
+    if _is_temporals(error):
+        return CommandError(f"Temporal: {error}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CommandError(f"the disk is full: {error.filename or error}")
     if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
         return CommandError(f"{error.strerror}: {error.filename}")
     return None
+
+
+def _is_temporals(error: Exception) -> bool:
+    """Say whether Temporal failed a call, without the seconds that importing its client takes."""
+    service = sys.modules.get("temporalio.service")
+    return service is not None and isinstance(error, service.RPCError)

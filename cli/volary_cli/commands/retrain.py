@@ -57,6 +57,63 @@ def start(
 
 
 @app.command()
+def schedule(
+    training: Training,
+    every: Annotated[str, typer.Option(help="An interval, such as 7d or 12h.")] = "",
+    cron: Annotated[str, typer.Option(help="Or a cron expression in UTC: '0 3 * * 1'.")] = "",
+    no_rollout: Annotated[
+        bool, typer.Option("--no-rollout", help="Stop at a registered, gated version.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Retrain by a calendar, instead of what was set before.
+
+    Example: `volary retrain schedule flights-delay --every 7d`. A time that comes while a retrain
+    of the training runs, whatever started it, is left out.
+    """
+    session, every_s = Session(data_dir), _seconds(every)
+
+    async def run() -> None:
+        from volary_workflows.retrain.messages import Retrain
+        from volary_workflows.scheduling import Calendar, schedule_retrain
+
+        retrain = Retrain(
+            training,
+            session.project,
+            reason="the schedule is due",
+            requested_by=session.principal,
+            roll_out=not no_rollout,
+        )
+        await schedule_retrain(await session.temporal(), retrain, Calendar(every_s, cron))
+
+    asyncio.run(run())
+    console.print(f"{training} is retrained {f'every {every}' if every else f'at {cron}'}")
+
+
+@app.command()
+def unschedule(training: Training, data_dir: DataDir = None) -> None:
+    """Retrain by no calendar any more; what runs goes on."""
+    session = Session(data_dir)
+
+    async def run() -> None:
+        from volary_workflows.scheduling import unschedule_retrain
+
+        await unschedule_retrain(await session.temporal(), session.project, training)
+
+    asyncio.run(run())
+    console.print(f"{training} is retrained by no calendar")
+
+
+def _seconds(text: str) -> float:
+    from volary_kit.durations import parse_us
+
+    try:
+        return parse_us(text) / US_PER_S if text else 0.0
+    except ValueError as error:
+        raise CommandError(f"--every {error}") from error
+
+
+@app.command()
 def status(
     workflow_id: Annotated[str, typer.Argument(help="What `retrain start` printed.")],
     data_dir: DataDir = None,

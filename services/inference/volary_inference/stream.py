@@ -134,5 +134,7 @@ def event_of(record: PredictionRecord) -> event_pb2.Event:
             trace_id=origin.trace_id,
             replied_at=from_us(record.replied_at_us),
             feature_watermark=None if watermark is None else from_us(watermark),
+            reason_codes=() if record.decision is None else record.decision.reason_codes,
+            action="" if record.decision is None else record.decision.action,
         ),
     )

@@ -12,10 +12,11 @@ from volary_kit.clock import Clock
 from volary_kit.database import Database, Transaction
 from volary_kit.timestamps import to_us
 
+from volary_monitor.domain.actions import Decided, target_of
 from volary_monitor.domain.policy import Monitor
 from volary_monitor.domain.truth import Scalar, Truth, truth_of
 from volary_monitor.prediction_log import day_of
-from volary_monitor.store import policies, predictions, truths
+from volary_monitor.store import actions, policies, predictions, truths
 
 
 class PredictionIntake:
@@ -37,6 +38,7 @@ class PredictionIntake:
                 now_us = self._clock.now_us()
                 rows = [_pending(found[key], place, now_us) for key, place in new.items()]
                 await predictions.queue(transaction, rows)
+                await _queue_actions(transaction, [found[key] for key in new], now_us)
         self._on_news()
 
 
@@ -76,6 +78,43 @@ def prediction_row(event: Event) -> dict[str, Any]:
         "trace_id": found.trace_id,
         "route": found.route,
     }
+
+
+async def _queue_actions(transaction: Transaction, events: Sequence[Event], now_us: int) -> None:
+    """Queue what the new predictions recommend, where a policy says where that goes."""
+    advised = [event for event in events if _is_advice(event)]
+    if not advised:
+        return
+    rules = {
+        (project, each.spec.model): each.spec.actions
+        for project, each in await policies.watching(transaction)
+    }
+    for event in advised:
+        found = event.prediction
+        target = target_of(rules.get((event.project, found.model), []), found.action)
+        if target is not None:
+            await actions.add(transaction, _decided(event), found.request_key, target, now_us)
+
+
+def _is_advice(event: Event) -> bool:
+    """Say whether somebody was told of an action: a copy's answer reached nobody."""
+    found = event.prediction
+    return bool(found.action) and not found.shadow and found.code == 0
+
+
+def _decided(event: Event) -> Decided:
+    found = event.prediction
+    return Decided(
+        prediction_id=found.prediction_id,
+        project=event.project,
+        model=found.model,
+        version=found.version,
+        action=found.action,
+        reason_codes=list(found.reason_codes),
+        score=found.outputs[0] if found.outputs else None,
+        subject=found.subject,
+        event_us=to_us(event.event_time),
+    )
 
 
 def _pending(event: Event, position: int, now_us: int) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from volary.monitor.v1.monitor_service_pb2_grpc import add_MonitorServiceService
 from volary_kit import streams
 from volary_kit.service import Resources, Service, Servicer, run
 from volary_kit.streams import ConsumerGroup
+from volary_kit.webhooks import Webhooks
 
+from volary_monitor.action_delivery import ActionDelivery, Delivering
+from volary_monitor.domain.actions import Allowed
 from volary_monitor.handlers.monitor import MonitorHandler
 from volary_monitor.intake import PredictionIntake, TruthIntake
 from volary_monitor.judging import Judge
@@ -30,6 +33,16 @@ async def build(kit: Resources[MonitorSettings]) -> AsyncIterator[Service]:
     limits = Limits(settings.log_rows, settings.log_age_s, settings.log_files)
     written = PredictionLog(settings.data_dir / "predictions", database, kit.clock, limits)
     judge = Judge(database, Peers(kit.channels), written, kit.clock)
+    webhooks = Webhooks(settings.webhook_origins, settings.webhook_secret.get_secret_value())
+    how = Delivering(settings.action_attempts, round(settings.action_lease_s * 1_000_000))
+    delivery = ActionDelivery(
+        database, kit.clock, webhooks, kit.temporal, settings.action_workflows, how
+    )
+
+    def wake() -> None:
+        judge.wake()
+        delivery.wake()
+
     consumer = f"{GROUP}-{settings.instance}"
     intakes = [
         ConsumerGroup(
@@ -37,7 +50,7 @@ async def build(kit: Resources[MonitorSettings]) -> AsyncIterator[Service]:
             streams.PREDICTIONS,
             GROUP,
             consumer,
-            PredictionIntake(database, kit.clock, judge.wake),
+            PredictionIntake(database, kit.clock, wake),
             batch=BATCH,
             linger_s=LINGER_S,
         ),
@@ -55,12 +68,18 @@ async def build(kit: Resources[MonitorSettings]) -> AsyncIterator[Service]:
         servicers=[
             Servicer(
                 add_MonitorServiceServicer_to_server,
-                MonitorHandler(database, judge, ShadowReader(database, written), kit.clock),
+                MonitorHandler(
+                    database,
+                    judge,
+                    ShadowReader(database, written),
+                    kit.clock,
+                    Allowed(webhooks.allows, frozenset(settings.action_workflows)),
+                ),
                 "volary.monitor.v1.MonitorService",
             )
         ],
         readiness=[database.ping],
-        background=[*(intake.run for intake in intakes), written.run, judge.run],
+        background=[*(intake.run for intake in intakes), written.run, judge.run, delivery.run],
     )
 
 

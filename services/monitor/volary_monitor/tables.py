@@ -75,6 +75,29 @@ outcomes = _table(
     known_us=sa.BigInteger,
     recorded_us=sa.BigInteger,
 )
+actions = _table(
+    "actions",
+    position=sa.BigInteger,
+    project=sa.Text,
+    prediction_id=sa.Text,
+    request_key=sa.Text,
+    model=sa.Text,
+    version=sa.BigInteger,
+    action=sa.Text,
+    reason_codes=sa.ARRAY(sa.Text),
+    score=sa.Double,
+    subject=sa.Text,
+    event_us=sa.BigInteger,
+    webhook=sa.Text,
+    workflow=sa.Text,
+    task_queue=sa.Text,
+    state=sa.Text,
+    attempts=sa.Integer,
+    due_us=sa.BigInteger,
+    problem=sa.Text,
+    create_us=sa.BigInteger,
+    settle_us=sa.BigInteger,
+)
 watermarks = _table("watermarks", project=sa.Text, source=sa.Text, watermark_us=sa.BigInteger)
 windows = _table(
     "windows",

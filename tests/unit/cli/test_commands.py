@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from temporalio.service import RPCError, RPCStatusCode
 from typer.testing import CliRunner
 from volary_cli.commands.exits import Exit
+from volary_cli.commands.failures import explained
 from volary_cli.launcher.folder import MeshFolder
 from volary_cli.launcher.loopback import free_port
 from volary_cli.launcher.orphans import orphans
@@ -165,3 +167,10 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert state is not None
     assert state["phase"] == "failed"
     assert "disk" in state["error"]
+
+
+def test_what_temporal_refuses_is_told_in_a_line() -> None:
+    error = explained(RPCError("Timeout expired", RPCStatusCode.DEADLINE_EXCEEDED, b""))
+    assert error is not None
+    assert (str(error), error.status) == ("Temporal: Timeout expired", Exit.FAILED)
+    assert explained(ValueError("a defect")) is None

@@ -15,21 +15,15 @@ from typing import Any
 import aiohttp
 from redis.asyncio import Redis
 from volary_gateway.domain.limits import Limit, LimitKind, LimitName
-from volary_gateway.domain.names import ModelName, VersionName
+from volary_gateway.domain.names import VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
-from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_kit.testing import eventually
 
 from tests.unit.gateway.rig import Backend, Rig, free_port, rig
-from tests.unit.inference import graphs
-from tests.unit.inference.peers import Keys, Peers
-from tests.unit.inference.replica import Replica
-from tests.unit.stock_client import client_python
+from tests.unit.gateway.stock import MODEL, WHOLE, one_replica, publish, require_answered, serve
 
 CALLS = Path(__file__).parents[1] / "inference" / "triton_http_calls.py"
-CALLS_S = 60
 READY_S = 30.0
-MODEL = ModelName("default", "m")
 BODY = json.dumps(
     {"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 0, 0]}]}
 )
@@ -67,12 +61,6 @@ async def translator(folder: Path, port: int, upstream: str) -> AsyncIterator[st
         assert await asyncio.to_thread(process.wait, 20) == 0
 
 
-async def publish(running: Rig, traffic: Traffic, ready: dict, at: tuple[str, ...], **more) -> None:
-    snapshot = snapshot_of(Mesh(running.edge, (traffic,), ready, at, **more))
-    running.plane.publish(snapshot)
-    assert await running.plane.converge(snapshot, 20), running.plane.rejections
-
-
 async def ask(
     running: Rig, verb: str, path: str, body: str = "", **headers: str
 ) -> tuple[int, dict[str, Any]]:
@@ -89,36 +77,14 @@ async def ask(
 async def test_a_stock_http_client_works_through_the_edge(
     tmp_path: Path, redis: Redis, redis_url: str
 ) -> None:
-    python = await asyncio.to_thread(client_python)
-    keys = Keys(tmp_path)
-    peers = Peers(keys)
-    await peers.start()
-    peers.gateway.want(peers.registry.add(1, graphs.sigmoid_sum(), production=True))
-    replica = Replica(tmp_path, keys, peers, redis_url)
-    replica.start()
     rest_port = free_port()
-    try:
-        await replica.ready()
-        async with (
-            rig(tmp_path, key=keys.issuer, rest=f"127.0.0.1:{rest_port}") as running,
-            translator(tmp_path, rest_port, f"127.0.0.1:{running.port}"),
-        ):
-            at = (f"127.0.0.1:{replica.port}",)
-            traffic = Traffic(MODEL, 1, (Weight(1, 10_000),), production=1)
-            await publish(running, traffic, {VersionName.of(MODEL, 1): at}, at)
-            done = await asyncio.to_thread(
-                subprocess.run,
-                [python, CALLS, f"127.0.0.1:{running.port}", keys.api_key(), ""],
-                capture_output=True,
-                text=True,
-                timeout=CALLS_S,
-                check=False,
-            )
-    finally:
-        replica.close()
-        await peers.stop()
-    assert done.returncode == 0, done.stderr[-3_000:]
-    assert done.stdout == "all calls answered\n"
+    async with (
+        one_replica(tmp_path, redis_url) as (keys, address),
+        rig(tmp_path, key=keys.issuer, rest=f"127.0.0.1:{rest_port}") as running,
+        translator(tmp_path, rest_port, f"127.0.0.1:{running.port}"),
+    ):
+        await serve(running, address)
+        await require_answered(CALLS, f"127.0.0.1:{running.port}", keys.api_key(), "")
 
 
 async def test_the_split_the_limits_and_the_refusals_are_those_of_grpc(tmp_path: Path) -> None:
@@ -184,9 +150,8 @@ async def test_the_split_the_limits_and_the_refusals_are_those_of_grpc(tmp_path:
 
 async def test_a_revoked_key_and_an_absent_translator_are_told_in_json(tmp_path: Path) -> None:
     async with rig(tmp_path, rest=f"127.0.0.1:{free_port()}") as running:
-        traffic = Traffic(MODEL, 1, (Weight(1, 10_000),), production=1)
         ready = {VersionName.of(MODEL, 1): ("127.0.0.1:1",)}
-        await publish(running, traffic, ready, ("127.0.0.1:1",), revoked=("gone",))
+        await publish(running, WHOLE, ready, ("127.0.0.1:1",), revoked=("gone",))
         revoked = running.token(key_id="gone")
         status, reply = await ask(running, "GET", "/v2", x_api_key=revoked)
         assert (status, reply["reason"]) == (401, "CREDENTIAL_REVOKED")

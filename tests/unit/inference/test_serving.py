@@ -394,6 +394,23 @@ async def test_every_reply_becomes_one_event(serving: Replica, redis: Redis) -> 
     assert listed.dropped_events == 0
 
 
+async def test_the_event_of_a_reply_says_what_it_recommended(
+    serving: Replica, redis: Redis
+) -> None:
+    reply = await serving.predictions().Predict(ask(version=4))
+
+    async def entry() -> event_pb2.Event | None:
+        for _, fields in await redis.xrange("volary:predictions"):
+            event = event_pb2.Event.FromString(fields[b"e"])
+            if event.id == reply.provenance.prediction_id:
+                return event
+        return None
+
+    seen = (await eventually(entry, what="the event")).prediction
+    assert list(seen.reason_codes) == list(reply.decision.reason_codes) != []
+    assert seen.action == reply.decision.action != ""
+
+
 def failpoint(**more: object) -> control_service_pb2.ArmFailpointRequest:
     failpoint = control_service_pb2.Failpoint(
         id="f",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 from volary.events.v1 import event_pb2
 from volary.monitor.v1 import monitor_service_pb2 as pb
 from volary.values.v1 import value_pb2
+from volary_cli.launcher.engines import free_port
 from volary_kit.database import Database
 from volary_kit.documents import parse_documents
 from volary_kit.testing import ManualClock, called
 from volary_kit.timestamps import from_us
+from volary_monitor.domain.actions import Allowed
 from volary_monitor.domain.bins import Reference
 from volary_monitor.handlers.monitor import MonitorHandler
 from volary_monitor.intake import PredictionIntake, TruthIntake
@@ -77,7 +85,11 @@ class Rig:
         self.log = PredictionLog(self.folder, database, self.clock, Limits(100, 60.0, 2))
         self.judge = Judge(database, self.peers, self.log, self.clock)
         self.handler = MonitorHandler(
-            database, self.judge, ShadowReader(database, self.log), self.clock
+            database,
+            self.judge,
+            ShadowReader(database, self.log),
+            self.clock,
+            Allowed(lambda _: True, frozenset({"Review@reviews"})),
         )
         self.predictions = PredictionIntake(database, self.clock, self.judge.wake)
         self.truths = TruthIntake(database, self.judge.wake)
@@ -171,3 +183,30 @@ def landing(subject: str, delay: float, known_us: int, source: str = "landings")
         known_at=from_us(known_us),
         source_record=event_pb2.SourceRecordEvent(source=source, record_id=subject, record=record),
     )
+
+
+@asynccontextmanager
+async def process(
+    url: str, redis_url: str, folder: Path, more: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    env = os.environ | {
+        "VOLARY_MONITOR_PORT": str(free_port()),
+        "VOLARY_MONITOR_METRICS_PORT": str(free_port()),
+        "VOLARY_MONITOR_DATABASE_URL": url.replace("+asyncpg", ""),
+        "VOLARY_MONITOR_REDIS_URL": redis_url,
+        "VOLARY_MONITOR_DATA_DIR": str(folder),
+        "VOLARY_MONITOR_DRAIN_DELAY_S": "0",
+        "VOLARY_MONITOR_LOG_ROWS": "500",
+        "VOLARY_MONITOR_LOG_AGE_S": "0.5",
+        **(more or {}),
+    }
+    with (folder / "log").open("ab") as log:
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "volary_monitor", env=env, stderr=log
+        )
+    try:
+        yield running
+    finally:
+        if running.returncode is None:
+            running.send_signal(signal.SIGTERM)
+        await running.wait()

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import polars as pl
-from monitor_rig import START_US, prediction
+from monitor_rig import START_US, prediction, process
 from redis.asyncio import Redis
 from sqlalchemy import text
-from volary_cli.launcher.engines import free_port
 from volary_kit.streams import PREDICTIONS, Publisher
 from volary_kit.testing import eventually
 
 COUNT = 3_000
-
-
-@asynccontextmanager
-async def process(
-    url: str, redis_url: str, folder: Path
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    env = os.environ | {
-        "VOLARY_MONITOR_PORT": str(free_port()),
-        "VOLARY_MONITOR_METRICS_PORT": str(free_port()),
-        "VOLARY_MONITOR_DATABASE_URL": url.replace("+asyncpg", ""),
-        "VOLARY_MONITOR_REDIS_URL": redis_url,
-        "VOLARY_MONITOR_DATA_DIR": str(folder),
-        "VOLARY_MONITOR_DRAIN_DELAY_S": "0",
-        "VOLARY_MONITOR_LOG_ROWS": "500",
-        "VOLARY_MONITOR_LOG_AGE_S": "0.5",
-    }
-    with (folder / "log").open("ab") as log:
-        running = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "volary_monitor", env=env, stderr=log
-        )
-    try:
-        yield running
-    finally:
-        if running.returncode is None:
-            running.send_signal(signal.SIGTERM)
-        await running.wait()
 
 
 async def test_kill_in_the_middle_loses_and_doubles_nothing(

@@ -28,6 +28,7 @@ from volary_kit.clock import SystemClock
 from volary_kit.errors import Aborted
 from volary_kit.identity import TokenSource
 from volary_kit.outgoing.dress import MeshDress
+from volary_kit.webhooks import Webhooks
 from volary_workflows.experiment.activities import ExperimentActivities
 from volary_workflows.experiment.messages import Arm, ExperimentSpec, Metric
 from volary_workflows.judge.inputs import Guard
@@ -35,7 +36,6 @@ from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.explaining import explanation_of
 from volary_workflows.rollout.messages import RolloutSpec, RolloutStatus, Step
 from volary_workflows.rollout.tasks import StagingReport, Subject
-from volary_workflows.rollout.webhooks import Webhooks
 from volary_workflows.starting import start_experiment, start_rollout
 from volary_workflows.worker import make_worker, register_attributes
 

@@ -139,7 +139,7 @@ class Change:
 
 @dataclass
 class Progress:
-    """Everything that an experiment knows."""
+    """Everything that an experiment knows; what continues as new hands it on."""
 
     experiment: str = ""
     request_seed: str = ""
@@ -157,9 +157,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The workflow's input."""
+    """The workflow's input; `progress` is set when it continues as new, after so many looks."""
 
     spec: ExperimentSpec
+    progress: Progress | None = None
+    looks_a_run: int = 200
 
 
 @dataclass(frozen=True)

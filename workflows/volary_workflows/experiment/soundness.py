@@ -14,7 +14,8 @@ from volary_workflows.rollout.soundness import HEADER, ID, METRIC
 
 LONGEST_S = 90 * 86_400.0
 MOST_ARMS = 8
-MOST_LOOKS = 400  # each is a dozen events of a history that may hold tens of thousands
+MOST_LOOKS = 20_000  # of a chain of runs, which hold 200 each
+MOST_LOOKS_OF_ONE_RUN = 400  # each is a dozen events of a history that may hold tens of thousands
 TRUTH_METRICS = ("accuracy", "brier")
 SALT = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 GROUP = re.compile(r"([a-z][a-z0-9-]{0,62})?")
@@ -112,6 +113,7 @@ def _time_problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         return
     if not 0 <= spec.min_duration_s <= spec.max_duration_s:
         yield "min_duration", "must be at most max_duration"
-    least_s = max(0.05, spec.max_duration_s / MOST_LOOKS)
+    most = MOST_LOOKS_OF_ONE_RUN if spec.group else MOST_LOOKS  # who holds a group does so in one
+    least_s = max(0.05, spec.max_duration_s / most)
     if not (spec.poll_s == 0 or least_s <= spec.poll_s <= spec.max_duration_s):
-        yield "poll", f"must be {least_s:g} s, for {MOST_LOOKS} looks, to max_duration"
+        yield "poll", f"must be {least_s:g} s, for {most} looks, to max_duration"

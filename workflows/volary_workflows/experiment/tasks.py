@@ -41,10 +41,3 @@ class ExperimentTask:
     written: list[int]
     is_due: bool
     is_last: bool = False
-
-
-@dataclass(frozen=True)
-class Hold:
-    """The input of a workflow that does nothing but hold its id."""
-
-    holder: str

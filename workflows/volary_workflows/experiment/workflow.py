@@ -7,22 +7,14 @@ answering every call, unless somebody else wrote the traffic meanwhile: then tha
 from __future__ import annotations
 
 import asyncio
-import uuid
 from datetime import timedelta
-from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import (
-    ActivityError,
-    ApplicationError,
-    FailureError,
-    WorkflowAlreadyStartedError,
-    is_cancelled_exception,
-)
-from temporalio.workflow import ParentClosePolicy
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.attributes import searchable
+    from volary_workflows.calling import PATIENCE, Calling, Ended, cause_of, now_s, type_of
     from volary_workflows.experiment.messages import (
         Arm,
         Change,
@@ -35,58 +27,39 @@ with workflow.unsafe.imports_passed_through():
     )
     from volary_workflows.experiment.naming import experiment_id
     from volary_workflows.experiment.soundness import SpecificationError, require_sound
-    from volary_workflows.experiment.tasks import ExperimentTask, Hold, Preflight, Split
+    from volary_workflows.experiment.tasks import ExperimentTask, Preflight, Split
+    from volary_workflows.holding import Held, held, let_go
     from volary_workflows.identifiers import experiment_group_id
-    from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.rollout.messages import WHOLE, Command
-    from volary_workflows.rollout.running import (
-        ATTEMPT,
-        PATIENCE,
-        RETRY,
-        cause_of,
-        now_s,
-        type_of,
-    )
     from volary_workflows.rollout.tasks import StagingReport, Subject, TrafficState
     from volary_workflows.rollout.traffic import BRAKE, BREAK_GLASS, STALE
 
 LOOKS = 300  # of an experiment that names no poll
 LEAST_POLL_S = 0.25
+SHORT_RUNS = "short-runs"
 REPORT_PATIENCE = timedelta(minutes=10)  # traffic is back by then: only the report waits
 PROBLEMS_SHOWN = 3
-WAITING = {
-    "load_version": timedelta(minutes=2),
-    "stage_version": timedelta(minutes=2),
-    "set_split": timedelta(minutes=1),
-}
-
-
-class Ended(Exception):
-    """The experiment ends here, in `state`; when it `is_fenced` the traffic is not its own."""
-
-    def __init__(self, state: State, reason: str, *, is_fenced: bool = False) -> None:
-        super().__init__(state, reason)
-        self.state = state
-        self.reason = reason
-        self.is_fenced = is_fenced
 
 
 @workflow.defn(name="ExperimentWorkflow")
-class ExperimentWorkflow:
+class ExperimentWorkflow(Calling[Progress]):
     """One experiment on one model: `Experiment` in, `ExperimentStatus` out."""
 
     @workflow.init
     def __init__(self, experiment: Experiment) -> None:
         self._spec: ExperimentSpec = experiment.spec
-        self._progress = Progress()
-        self._group: workflow.ChildWorkflowHandle[Any, Any] | None = None
+        self._progress = experiment.progress or Progress()
+        self._group: Held | None = None
+        self._looks_a_run = experiment.looks_a_run
+        self._looks = 0  # of this run
 
     @workflow.run
     async def run(self, experiment: Experiment) -> ExperimentStatus:  # noqa: ARG002 - in __init__
         """Go through the stages; traffic is back with production at every end."""
-        seed = workflow.info().first_execution_run_id
-        self._progress.request_seed = seed
-        self._progress.experiment = experiment_id(self._spec.model, self._spec.name, seed)
+        if not self._progress.experiment:
+            seed = workflow.info().first_execution_run_id
+            self._progress.request_seed = seed
+            self._progress.experiment = experiment_id(self._spec.model, self._spec.name, seed)
         try:
             await self._go_on()
         except Ended as end:
@@ -95,7 +68,7 @@ class ExperimentWorkflow:
             is_cancelled = is_cancelled_exception(error)
             why = "cancelled" if is_cancelled else f"failed: {cause_of(error)}"
             await self._end(Ended(State.STOPPED if is_cancelled else State.FAILED, why))
-        await self._let_go()
+        await let_go(self._group)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self.status()
 
@@ -139,13 +112,17 @@ class ExperimentWorkflow:
     # --- the stages -----------------------------------------------------------------------------
 
     async def _go_on(self) -> None:
+        if not self._progress.began_s:
+            await self._begin()
+        await self._watch()
+
+    async def _begin(self) -> None:
         await self._validate()
         await self._hold_group()
         await self._prepare()
         await self._put("split", self._in_order())
         self._progress.began_s = now_s()
         self._enter(State.RUNNING)
-        await self._watch()
 
     async def _validate(self) -> None:
         self._enter(State.VALIDATING)
@@ -163,25 +140,11 @@ class ExperimentWorkflow:
         spec = self._spec
         if not spec.group:
             return
-        try:
-            self._group = await workflow.start_child_workflow(
-                "HoldWorkflow",
-                Hold(self._progress.experiment),
-                id=experiment_group_id(spec.project, spec.group),
-                parent_close_policy=ParentClosePolicy.TERMINATE,
-            )
-        except WorkflowAlreadyStartedError as error:
-            text = f"another experiment of group {spec.group} is running"
-            raise self._invalid({"group": text}) from error
-
-    async def _let_go(self) -> None:
-        """Free the group; that it is free already, by an operator's hand, harms nothing."""
+        group_id = experiment_group_id(spec.project, spec.group)
+        self._group = await held(group_id, self._progress.experiment)
         if self._group is None:
-            return
-        try:
-            await self._group.signal("release")
-        except FailureError as error:
-            workflow.logger.warning("group %s was not held any more: %s", self._spec.group, error)
+            text = f"another experiment of group {spec.group} is running"
+            raise self._invalid({"group": text})
 
     async def _prepare(self) -> None:
         """Have every treatment loaded, and answer by itself, before anybody's traffic."""
@@ -211,6 +174,11 @@ class ExperimentWorkflow:
                 raise Ended(State.CONCLUDED, progress.look.verdict)
 
     async def _pass_time(self, seconds: float) -> None:
+        if self._is_long():
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            if not self._progress.stop:  # what was said meanwhile comes first
+                again = Experiment(self._spec, self._progress, self._looks_a_run)
+                workflow.continue_as_new(again)
         try:
             await workflow.wait_condition(
                 lambda: bool(self._progress.stop), timeout=timedelta(seconds=max(seconds, 0.0))
@@ -219,9 +187,15 @@ class ExperimentWorkflow:
             return
         self._heed_stop()
 
+    def _is_long(self) -> bool:
+        """Say whether the history is; one of a group keeps the child that holds the group."""
+        is_long = self._looks >= self._looks_a_run and not self._spec.group
+        return is_long and workflow.patched(SHORT_RUNS)
+
     async def _look(self, *, is_due: bool) -> None:
         progress = self._progress
         progress.looks += 1
+        self._looks += 1
         task = ExperimentTask(self._spec, progress.experiment, progress.written, is_due)
         progress.look = await self._forward("judge_experiment", task, ExperimentLook)
         if progress.look.generation > progress.generation:
@@ -336,36 +310,12 @@ class ExperimentWorkflow:
         digest = digests[spec.arms.index(arm)] if digests else ""
         return Subject(spec.project, spec.model, arm.version, digest)
 
-    def _request_id(self, step: str) -> str:
-        return str(uuid.uuid5(uuid.UUID(self._progress.request_seed), step))
-
     def _heed_stop(self) -> None:
         if self._progress.stop:
             raise Ended(State.STOPPED, self._progress.stop)
 
-    def _enter(self, state: State, reason: str = "") -> None:
+    def _enter(self, state: str, reason: str = "") -> None:
         progress, spec = self._progress, self._spec
         progress.state = state
         progress.history = [*progress.history, Change(state, now_s(), reason)]
         workflow.upsert_search_attributes(searchable(spec.project, spec.model, state))
-
-    async def _forward(self, name: str, message: Any, result: type) -> Any:
-        """Run an activity that a stop may interrupt."""
-        self._heed_stop()
-        running = asyncio.ensure_future(self._call(name, message, result, PATIENCE))
-        await workflow.wait_condition(lambda: running.done() or bool(self._progress.stop))
-        if not running.done():
-            running.cancel()
-        self._heed_stop()
-        return await running
-
-    async def _call(self, name: str, message: Any, result: type, patience: timedelta | None) -> Any:
-        return await workflow.execute_activity(
-            name,
-            message,
-            result_type=result,
-            start_to_close_timeout=WAITING.get(name, ATTEMPT),
-            schedule_to_close_timeout=patience,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRY,
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -25,7 +26,8 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.attributes import searchable
-    from volary_workflows.identifiers import rollout_workflow_id
+    from volary_workflows.holding import Held, held, let_go
+    from volary_workflows.identifiers import retrain_hold_id, rollout_workflow_id
     from volary_workflows.judge.inputs import PASS
     from volary_workflows.liveness import HEARTBEAT
     from volary_workflows.retrain.messages import (
@@ -57,9 +59,14 @@ SHORT, LONG = timedelta(minutes=1), timedelta(hours=12)
 PATIENCE = timedelta(hours=24)
 SEARCHABLE = "searchable"
 COMPENSATED = "compensated"
+ONE_AT_A_TIME = "one-at-a-time"
 LONG_ACTIVITIES = (
     "pull_source", "build_training_set", "train", "judge_gate", "abandon_operation",
 )  # fmt: skip
+
+
+class Busy(Exception):
+    """Another retrain of the training is running."""
 
 
 @workflow.defn(name="RetrainWorkflow")
@@ -73,18 +80,36 @@ class RetrainWorkflow:
         self._begun: Begun | None = None
 
     @workflow.run
-    async def run(self, retrain: Retrain) -> RetrainStatus:  # noqa: ARG002 - read in __init__
+    async def run(self, retrain: Retrain) -> RetrainStatus:
         """Go through the stages; the result says what happened."""
         self._show()
+        hold: Held | None = None
         try:
+            if workflow.patched(ONE_AT_A_TIME):
+                hold = await self._hold()
             await self._learn()
+        except Busy:
+            self._end(Outcome.RETRAIN_IN_PROGRESS, f"{retrain.training} is being learned already")
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
             stage = self._status.stage
             if is_cancelled_exception(error):
                 await self._give_up(Outcome.CANCELLED, f"cancelled while {stage}")
             else:
                 await self._give_up(Outcome.FAILED, f"{stage}: {error.__cause__ or error}")
+        if hold is not None:
+            await let_go(hold)
+            with suppress(ChildWorkflowError):
+                await hold  # whoever starts one when this has ended finds the way free
         return self._status
+
+    async def _hold(self) -> Held:
+        """Keep every other retrain of the training from beginning, whatever its cause."""
+        retrain = self._retrain
+        hold_id = retrain_hold_id(retrain.project, retrain.training)
+        found = await held(hold_id, workflow.info().workflow_id)
+        if found is None:
+            raise Busy
+        return found
 
     async def _give_up(self, outcome: Outcome, reason: str) -> None:
         """Undo what the stage had begun, then end: nothing half is left, however long it takes."""

@@ -25,6 +25,7 @@ from volary_kit.channels import Channels
 from volary_kit.clock import Clock
 from volary_kit.errors import Aborted, FailedPrecondition, NotFound
 from volary_kit.timestamps import to_us
+from volary_kit.webhooks import Webhooks
 
 from volary_workflows.experiment.ownership import experiment_on
 from volary_workflows.judge.inputs import QUANTILES, Inputs
@@ -47,7 +48,6 @@ from volary_workflows.rollout.tasks import (
 )
 from volary_workflows.rollout.traffic import STALE
 from volary_workflows.rollout.traffic_calls import EFFECT_POLL_S, TrafficCalls, id_of, state_of
-from volary_workflows.rollout.webhooks import Webhooks
 
 READY_WAIT_S = 5.0
 DRAIN_S = 10.0  # no call is let take longer by default; Envoy may be away
@@ -114,7 +114,9 @@ class RolloutActivities:
     @activity.defn
     async def notify(self, notice: Notice) -> None:
         """Tell a web hook."""
-        await self._webhooks.post(notice)
+        told = asdict(notice)
+        del told["url"]
+        await self._webhooks.post(notice.url, told, notice.id)
 
     @activity.defn
     async def decide_approval(self, decision: ApprovalDecision) -> None:

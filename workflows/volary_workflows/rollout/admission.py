@@ -8,8 +8,9 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import Ended, now_s
     from volary_workflows.rollout.messages import Approved, State
-    from volary_workflows.rollout.running import Ended, Running, now_s
+    from volary_workflows.rollout.running import Running
     from volary_workflows.rollout.specification import SpecificationError, require_sound
     from volary_workflows.rollout.tasks import ApprovalDecision, Preflight
 

@@ -6,6 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import now_s
     from volary_workflows.judge.inputs import PAUSING
     from volary_workflows.rollout.messages import (
         Approved,
@@ -14,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
         State,
         TrafficStep,
     )
-    from volary_workflows.rollout.running import Running, now_s
+    from volary_workflows.rollout.running import Running
 
 WATCHED = (State.SHADOW, State.CANARY, State.PROGRESSING, State.BAKING)
 

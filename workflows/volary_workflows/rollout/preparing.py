@@ -5,8 +5,9 @@ from __future__ import annotations
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import Ended
     from volary_workflows.rollout.messages import State
-    from volary_workflows.rollout.running import Ended, Running
+    from volary_workflows.rollout.running import Running
     from volary_workflows.rollout.tasks import StagingReport
 
 PROBLEMS_SHOWN = 3

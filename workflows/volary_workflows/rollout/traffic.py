@@ -6,8 +6,9 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import PATIENCE, Ended, now_s, type_of
     from volary_workflows.rollout.messages import State, TrafficStep, Transition
-    from volary_workflows.rollout.running import PATIENCE, Ended, Running, now_s, type_of
+    from volary_workflows.rollout.running import Running
     from volary_workflows.rollout.tasks import TrafficChange, TrafficState
 
 STALE = "STALE_GENERATION"
@@ -83,7 +84,7 @@ class TrafficWrites(Running):
             self._progress.generation = seen.generation
             return
         reason = "break_glass" if seen.cause == BREAK_GLASS else "traffic_changed_by_others"
-        raise Ended(State.ROLLED_BACK, reason, fenced=True)
+        raise Ended(State.ROLLED_BACK, reason, is_fenced=True)
 
     async def _turn_back(self, end: Ended) -> None:
         """Give all traffic back to the baseline unless fenced off, then let the candidate go."""
@@ -92,7 +93,7 @@ class TrafficWrites(Running):
             self._enter(State.FAILED if is_failure else end.state, end.reason)
             return
         self._enter(State.ROLLING_BACK, end.reason)
-        while not end.fenced:
+        while not end.is_fenced:
             try:
                 await self._restore()
                 break
@@ -124,5 +125,5 @@ class TrafficWrites(Running):
 def replace_reason(end: Ended, fence: Ended) -> Ended:
     """Return the end as the fence has it, keeping ABORTED and SUPERSEDED."""
     state = end.state if end.state in (State.ABORTED, State.SUPERSEDED) else fence.state
-    reason = fence.reason if fence.fenced else end.reason
-    return Ended(state, reason, fenced=fence.fenced)
+    reason = fence.reason if fence.is_fenced else end.reason
+    return Ended(state, reason, is_fenced=fence.is_fenced)

@@ -8,10 +8,11 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import Ended, cause_of, now_s
     from volary_workflows.judge.inputs import FAIL, INCOMPLETE_EVIDENCE, PASS, PAUSING
     from volary_workflows.rollout.freezing import frozen_until
     from volary_workflows.rollout.messages import Look, Rollout, ShadowDiff, State
-    from volary_workflows.rollout.running import SHORT_RUNS, Ended, cause_of, now_s
+    from volary_workflows.rollout.running import SHORT_RUNS
     from volary_workflows.rollout.tasks import JudgeTask, ShadowTask
     from volary_workflows.rollout.traffic import TrafficWrites
 

@@ -13,11 +13,11 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from volary_workflows.calling import Ended, cause_of
     from volary_workflows.rollout.admission import Admission
     from volary_workflows.rollout.commands import Commanded
     from volary_workflows.rollout.messages import WHOLE, Rollout, RolloutStatus, State
     from volary_workflows.rollout.preparing import Preparing
-    from volary_workflows.rollout.running import Ended, cause_of
     from volary_workflows.rollout.watching import Watching
 
 Stage = Callable[[], Awaitable[None]]

@@ -270,6 +270,7 @@ class PythonEngine:
                 queue_us=int(ticket.queue_s * MICROS),
                 batch_size=ticket.batch_rows,
                 code=code,
+                decision=None if reply is None else reply.provenance.decision,
             )
         )
 

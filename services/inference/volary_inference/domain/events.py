@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+from volary_inference.domain.decisions import Decision
 from volary_inference.domain.predictions import About, Origin, VersionKey
 
 
@@ -28,6 +29,7 @@ class PredictionRecord:
     queue_us: int = 0
     batch_size: int = 0
     code: int = 0
+    decision: Decision | None = None
 
 
 class EventRing:

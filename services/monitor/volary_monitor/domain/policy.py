@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from volary_kit.documents import Declared, Strict, check_data
 from volary_kit.durations import DurationUs, parse_us
 
@@ -90,8 +90,28 @@ class Retrain(Strict):
     cooldown: DurationUs = parse_us("7d")
 
 
+class ActionRule(Strict):
+    """Where one recommended action of a decision goes, once a call: a web hook or a workflow.
+
+    Both must be in the operator's allow-lists. A workflow gets the prediction's id.
+    """
+
+    action: Annotated[str, Field(min_length=1, max_length=256)]
+    webhook: Annotated[str, Field(min_length=1, max_length=2_048)] | None = None
+    workflow: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    task_queue: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> Self:
+        if (self.webhook is None) == (self.workflow is None):
+            raise ValueError("name a webhook or a workflow: one")
+        if (self.workflow is None) != (self.task_queue is None):
+            raise ValueError("a workflow needs its task_queue, and nothing else does")
+        return self
+
+
 class MonitorSpec(Strict):
-    """What is watched."""
+    """What is watched, and what follows from a decision."""
 
     model: str
     truth: Truth
@@ -100,6 +120,14 @@ class MonitorSpec(Strict):
     quality: QualityRule = QualityRule()
     alerts: Alerts = Alerts()
     retrain: Retrain | None = None
+    actions: tuple[ActionRule, ...] = ()
+
+    @field_validator("actions")
+    @classmethod
+    def _are_told_apart(cls, rules: tuple[ActionRule, ...]) -> tuple[ActionRule, ...]:
+        if len({rule.action for rule in rules}) < len(rules):
+            raise ValueError("an action goes to one place")
+        return rules
 
 
 class Monitor(Declared):

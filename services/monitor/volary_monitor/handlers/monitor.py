@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from volary.monitor.v1 import monitor_service_pb2 as pb
 from volary.monitor.v1.monitor_pb2 import (
+    Action,
     Alert,
     MonitorPolicy,
     OutcomeSums,
@@ -28,14 +29,16 @@ from volary_kit.pages import cut, page_of
 from volary_kit.timestamps import to_us
 
 from volary_monitor.domain import policy
+from volary_monitor.domain.actions import Allowed
 from volary_monitor.domain.shadows import Pairing
 from volary_monitor.domain.truth import Truth
 from volary_monitor.domain.windows import Span, window_of
 from volary_monitor.handlers import messages
+from volary_monitor.handlers.actions import STATE_NAMES, action_of
 from volary_monitor.handlers.outcomes import outcome_of, question_of, recorded_of, sums_of
 from volary_monitor.judging import Judge
 from volary_monitor.shadow_reader import ShadowReader
-from volary_monitor.store import alerts, outcomes, policies, predictions, truths, windows
+from volary_monitor.store import actions, alerts, outcomes, policies, predictions, truths, windows
 
 Context = grpc.aio.ServicerContext[Any, Any]
 POLICY = "projects/{project}/monitorPolicies/{policy}"
@@ -50,8 +53,14 @@ class MonitorHandler(MonitorServiceServicer):
     """Policies, quality, drift, alerts, predictions, on Postgres."""
 
     def __init__(
-        self, database: Database, judge: Judge, shadows: ShadowReader, clock: Clock
+        self,
+        database: Database,
+        judge: Judge,
+        shadows: ShadowReader,
+        clock: Clock,
+        allowed: Allowed | None = None,
     ) -> None:
+        self._allowed = allowed or Allowed()
         self._database = database
         self._shadows = shadows
         self._judge = judge
@@ -70,6 +79,7 @@ class MonitorHandler(MonitorServiceServicer):
                 "the document has another name",
                 field="monitor_policy.document.name",
             )
+        self._allowed.require(found.spec.actions)
         if request.validate_only:
             return _preview(given, found, data)
         async with self._database.transaction() as transaction:
@@ -188,6 +198,24 @@ class MonitorHandler(MonitorServiceServicer):
                 acknowledged_by=principal.on_behalf_of or principal.subject,
             )
         return messages.alert_of(row)
+
+    async def ListActions(
+        self, request: pb.ListActionsRequest, context: Context
+    ) -> pb.ListActionsResponse:
+        ids, page = names.parse(MODEL, request.model, field="model"), page_of(request, int)
+        state = STATE_NAMES.get(request.state, "")
+        async with self._database.read() as transaction:
+            rows = await actions.page(transaction, **ids, page=page, state=state)
+        shown, token = cut(rows, page, lambda row: row.position)
+        return pb.ListActionsResponse(actions=map(action_of, shown), next_page_token=token)
+
+    async def RetryAction(self, request: pb.RetryActionRequest, context: Context) -> Action:
+        ids = names.parse(MODEL, request.model, field="model")
+        async with self._database.transaction() as transaction:
+            row = await actions.revived(
+                transaction, **ids, prediction_id=request.prediction_id, now_us=self._clock.now_us()
+            )
+        return action_of(row)
 
     async def RecordTruth(
         self, request: pb.RecordTruthRequest, context: Context

@@ -19,6 +19,7 @@ from volary.registry.v1 import model_pb2, registry_service_pb2_grpc
 from volary_kit.channels import Channels
 from volary_kit.errors import Unavailable
 from volary_kit.outgoing.dress import MeshDress
+from volary_kit.webhooks import Webhooks
 from volary_workflows.experiment.activities import ExperimentActivities
 from volary_workflows.experiment.messages import Arm, Metric
 from volary_workflows.experiment.tasks import ExperimentTask, Split
@@ -26,7 +27,6 @@ from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.explaining import explanation_of
 from volary_workflows.rollout.messages import RolloutSpec, Step
 from volary_workflows.rollout.tasks import Subject
-from volary_workflows.rollout.webhooks import Webhooks
 
 from tests.unit.workflows.rollout.test_activities import CLOCK, Peers, bought, sticky_variant
 

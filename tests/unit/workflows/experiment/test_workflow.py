@@ -159,3 +159,43 @@ async def test_a_stop_that_comes_too_late_is_refused(time_skipping):
             await handle.execute_update("stop", ADA, result_type=ExperimentStatus)
         assert "RETURNING" in str(refused.value.cause)
         await handle.result()
+
+
+async def test_a_long_one_is_a_chain_of_runs_with_one_story(time_skipping):
+    world = World(look=WON, looks_until=25)
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, looks_a_run=10)
+        status = await handle.result()
+        last = time_skipping.client.get_workflow_handle(handle.id)
+        described = await last.describe()
+    assert described.run_id != handle.first_execution_run_id
+    assert (status.state, status.look.winner) == ("CONCLUDED", "bold")
+    assert states(status) == [
+        "VALIDATING", "LOADING", "STAGING", "RUNNING", "RETURNING", "CONCLUDED",
+    ]  # fmt: skip
+    assert world.steps == [SPLIT, WHOLE]
+    assert {task.experiment for task in world.tasks} == {status.experiment}
+    assert len(world.tasks) > 25
+
+
+async def test_a_stop_reaches_the_run_that_it_has_become(time_skipping):
+    world = World()
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, looks_a_run=2)
+        await time_skipping.sleep(timedelta(days=2))
+        now = time_skipping.client.get_workflow_handle(handle.id, result_type=ExperimentStatus)
+        await now.execute_update("stop", ADA, result_type=ExperimentStatus)
+        status = await handle.result()
+    assert status.state == "STOPPED"
+    assert world.steps == [SPLIT, WHOLE]
+    assert world.loaded == set()
+
+
+async def test_one_of_a_group_stays_one_run(time_skipping):
+    world = World(look=WON, looks_until=8)
+    spec = replace(SPEC, group="chained")
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, spec, looks_a_run=2)
+        assert (await handle.result()).state == "CONCLUDED"
+        described = await time_skipping.client.get_workflow_handle(handle.id).describe()
+    assert described.run_id == handle.first_execution_run_id

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from temporalio import activity
@@ -19,7 +17,8 @@ from volary_workflows.experiment.messages import (
 from volary_workflows.experiment.tasks import ExperimentTask, Preflight, Split
 from volary_workflows.identifiers import experiment_workflow_id
 from volary_workflows.rollout.tasks import StagingReport, Subject, TrafficState
-from volary_workflows.worker import make_worker
+
+from tests.unit.workflows.serving import serving
 
 DAY_S = 86_400.0
 UNSURE = ExperimentLook("UNDECIDED", "", ["UNDECIDED"], ["wait"])
@@ -132,18 +131,10 @@ class World:
         ]
 
 
-@asynccontextmanager
-async def serving(environment, world):
-    """Run a worker on a queue of its own; yields the name of the queue."""
-    queue = f"test-{uuid.uuid4()}"
-    async with make_worker(environment.client, world.activities(), task_queue=queue):
-        yield queue
-
-
-async def started(environment, queue, spec=SPEC):
+async def started(environment, queue, spec=SPEC, **more):
     return await environment.client.start_workflow(
         "ExperimentWorkflow",
-        Experiment(spec),
+        Experiment(spec, **more),
         id=f"{experiment_workflow_id(spec.project, spec.model)}/{queue}",
         task_queue=queue,
         result_type=ExperimentStatus,

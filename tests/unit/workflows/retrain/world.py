@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from temporalio import activity
@@ -26,9 +24,9 @@ from volary_workflows.retrain.messages import (
     TrainTask,
 )
 from volary_workflows.rollout.messages import RolloutSpec, Step
-from volary_workflows.worker import make_worker
 
 from tests.unit.workflows.rollout.world import HOUR_S, World
+from tests.unit.workflows.serving import serving
 
 DAY_US = 86_400_000_000
 PLAN = TrainingPlan(
@@ -126,13 +124,6 @@ class RetrainWorld:
             self.judge_gate,
             self.abandon_operation,
         ]
-
-
-@asynccontextmanager
-async def serving(environment, world):
-    queue = f"test-{uuid.uuid4()}"
-    async with make_worker(environment.client, world.activities(), task_queue=queue):
-        yield queue
 
 
 async def started(environment, queue, retrain=ASKED):

@@ -25,6 +25,7 @@ from volary_kit.channels import Channels
 from volary_kit.errors import Aborted, NotFound
 from volary_kit.outgoing.dress import MeshDress
 from volary_kit.testing import ManualClock
+from volary_kit.webhooks import Webhooks
 from volary_workflows.failures import failure_of
 from volary_workflows.judge.inputs import Guard
 from volary_workflows.judge.verdict import recompute
@@ -33,7 +34,6 @@ from volary_workflows.rollout.evidence import cells_of, counts_of
 from volary_workflows.rollout.explaining import explanation_of
 from volary_workflows.rollout.messages import Look, Notification, RolloutSpec, Step, TrafficStep
 from volary_workflows.rollout.tasks import JudgeTask, Subject, TrafficChange
-from volary_workflows.rollout.webhooks import Webhooks
 
 SUBJECT = Subject("default", "delays", 2, "sha256:" + "0" * 64)
 EDGES = [1_000, 10_000]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from temporalio import activity
@@ -31,7 +29,8 @@ from volary_workflows.rollout.tasks import (
     TrafficChange,
     TrafficState,
 )
-from volary_workflows.worker import make_worker
+
+from tests.unit.workflows.serving import serving
 
 HOUR_S = 3_600.0
 GOOD = Look("PASS", ["GOOD_ENOUGH"], ["fine"], calls=10_000)
@@ -193,14 +192,6 @@ class World:
             self.read_traffic,
             self.judge_rollout,
         ]
-
-
-@asynccontextmanager
-async def serving(environment, world):
-    """Run a worker on a queue of its own; yields the name of the queue."""
-    queue = f"test-{uuid.uuid4()}"
-    async with make_worker(environment.client, world.activities(), task_queue=queue):
-        yield queue
 
 
 async def started(environment, queue, spec=SPEC, progress=None, **more):

@@ -1,0 +1,105 @@
+"""A whole mesh, as `volary up` starts it, on engines that exist already: none is started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from volary_cli.launcher.engines import (
+    PostgresEngine,
+    RedisEngine,
+    TemporalEngine,
+    free_port,
+    running,
+)
+
+from tests.unit.receiver import Receiver, receiving
+
+PORT_BASE = 18_800
+ROOT = Path(__file__).parents[2]
+PASSWORD = "elsewhere"
+SECRET = "between us"
+Done = subprocess.CompletedProcess[str]
+
+
+@dataclass
+class WholeMesh:
+    """Where a mesh is, and the `volary` command for it."""
+
+    folder: Path
+    env: Mapping[str, str]
+
+    async def volary(self, *words: str, timeout_s: float = 150) -> Done:
+        """Run a command to its end, whatever that is."""
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "volary_cli", *words, "--data-dir", str(self.folder)],
+            cwd=ROOT, env=os.environ | self.env, text=True, capture_output=True,
+            timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    async def told(self, *words: str) -> Any:
+        """Run a command that succeeds; return what it says in JSON."""
+        done = await self.volary(*words, "--json")
+        assert done.returncode == 0, done.stderr[-4_000:]
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+async def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
+    """PostgreSQL, Redis and Temporal that no launcher started, as the environment names them."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    postgres = PostgresEngine(folder / "postgres", free_port(), PASSWORD)
+    redis = RedisEngine(folder / "redis", free_port(), PASSWORD)
+    ports = free_port(), free_port(), free_port()
+    temporal = TemporalEngine(folder / "temporal", *ports, cache=folder)
+    async with AsyncExitStack() as stack:
+        for engine in (postgres, redis, temporal):
+            await stack.enter_async_context(running(engine, folder / f"{engine.name}.log"))
+        connection = await asyncpg.connect(postgres.url())
+        await connection.execute("CREATE DATABASE ours")
+        await connection.close()
+        yield {
+            "VOLARY_POSTGRES_URL": postgres.url(database="ours"),
+            "VOLARY_REDIS_URL": redis.url,
+            "VOLARY_TEMPORAL_ADDRESS": temporal.address,
+        }
+
+
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[Receiver]:
+    """Who the mesh may tell of actions, by web hook."""
+    with receiving() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+async def whole_mesh(
+    elsewhere: dict[str, str], receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[WholeMesh]:
+    """The mesh; its end leaves the engines, and what is in them, as they are."""
+    env = elsewhere | {
+        "VOLARY_MONITOR_WEBHOOK_ORIGINS": json.dumps([receiver.origin]),
+        "VOLARY_MONITOR_WEBHOOK_SECRET": SECRET,
+    }
+    mesh = WholeMesh(tmp_path_factory.mktemp("whole") / "mesh", env)
+    up = await mesh.volary("up", "--detach", "--port-base", str(PORT_BASE), timeout_s=200)
+    try:
+        assert up.returncode == 0, up.stderr[-4_000:]
+        yield mesh
+    finally:
+        down = await mesh.volary("down")
+    assert down.returncode == 0, down.stderr
+    connection = await asyncpg.connect(elsewhere["VOLARY_POSTGRES_URL"])
+    assert await connection.fetchval("SELECT count(*) FROM registry.models") > 0
+    await connection.close()
