@@ -1,4 +1,4 @@
-"""The load generator: built with cargo when it is first needed, run on a core of its own."""
+"""The load generator and a cheap replica: built with cargo when one is first needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.report import say
 
 CRATE = Path(__file__).resolve().parent
 CACHE = CRATE.parents[1] / ".cache" / "bench"
-BINARY = "volary-load"
+LOAD, REPLICA = "volary-load", "volary-replica"
 BUILD_S, MARGIN_S = 900, 60
 
 
@@ -47,6 +47,7 @@ class Outcome:
     refused_p99_us: int
     codes: Mapping[str, int]
     versions: Mapping[str, int]
+    failed_at: Mapping[str, int]  # by the tenth of a second in which they began
     mixed_up: int
 
 
@@ -87,9 +88,14 @@ class Generator:
 
 async def built(core: int) -> Generator:
     """Return the generator, built anew when its sources have changed; raise BenchError."""
+    return Generator(await binary(LOAD), core)
+
+
+async def binary(name: str) -> Path:
+    """Return where a built program lies; all are built anew when a source has changed."""
     target = CACHE / "load"
-    binary = target / f"{BINARY}-{_key()}"
-    if not binary.is_file():
+    found = {each: target / f"{each}-{_key()}" for each in (LOAD, REPLICA)}
+    if not all(path.is_file() for path in found.values()):
         cargo = shutil.which("cargo")
         if cargo is None:
             raise BenchError(
@@ -99,8 +105,9 @@ async def built(core: int) -> Generator:
         say("building the load generator: once, about two minutes")
         target.mkdir(parents=True, exist_ok=True)
         await _build(cargo, target)
-        (target / "release" / BINARY).replace(binary)
-    return Generator(binary, core)
+        for each, path in found.items():
+            (target / "release" / each).replace(path)
+    return found[name]
 
 
 async def _build(cargo: str, target: Path) -> None:

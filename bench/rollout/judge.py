@@ -2,12 +2,15 @@
 
 Numbers of events, not times: the same on every machine, and the same in every run. The whole
 table takes minutes; `--quick` draws a tenth of the runs in fewer cells, too few to show a bound
-of 1 % where the truth is close to it, and says so. `--document` writes the committed table.
+of 1 % where the truth is close to it, and says so. `--document` writes the committed table;
+`--rows` keeps the counts of the cells in a file, and takes those that are there as they are: the
+table can be made in pieces, and the same command ends it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,12 +81,34 @@ def upper_bound(hits: int, runs: int) -> float:
     return float(beta.ppf(CONFIDENCE, hits + 1, runs - hits))
 
 
-def measure(*, is_quick: bool) -> Measured:
+class Rows:
+    """The counts of cells that were drawn before: an object a line."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        text = path.read_text() if path is not None and path.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines()]
+        self._known = {(row["cell"], row["runs"]): int(row["stopped"]) for row in rows}
+
+    def counted(self, cell: Cell, runs: int) -> Counted:
+        """Return a cell's count, drawn unless it is known."""
+        known = self._known.get((cell.name, runs))
+        if known is not None:
+            return Counted(cell, known, runs)
+        found = Counted(cell, cell.stopped(runs), runs)
+        if self._path is not None:
+            row = {"cell": cell.name, "runs": runs, "stopped": found.stopped}
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        return found
+
+
+def measure(*, is_quick: bool, rows: Path | None = None) -> Measured:
     """Draw every cell and every regression."""
-    runs = QUICK_RUNS if is_quick else RUNS
+    runs, known = QUICK_RUNS if is_quick else RUNS, Rows(rows)
     counted = []
     for cell in cells(is_quick=is_quick):
-        counted.append(Counted(cell, cell.stopped(runs), runs))
+        counted.append(known.counted(cell, runs))
         say(f"{cell.name}: {counted[-1].stopped} of {runs:,} stopped")
     power_runs = QUICK_RUNS // 2 if is_quick else POWER_RUNS
     powers = [
@@ -276,9 +301,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs, fewer cells")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--document", type=Path, help="write the whole table to this file")
+    parser.add_argument("--rows", type=Path, help="keep the counts of the cells in this file")
     asked = parser.parse_args()
     top = header("bench rollout, the lines of the judge" + (" --quick" if asked.quick else ""))
-    found = measure(is_quick=asked.quick)
+    found = measure(is_quick=asked.quick, rows=asked.rows)
     top += notes(found, is_quick=asked.quick)
     if asked.document:
         asked.document.write_text(document(found, top))

@@ -88,7 +88,7 @@ def cells(*, is_quick: bool) -> Iterator[Cell]:
     for rate in rates:
         for ramp in ramps:
             yield Cell(rate, ramp)
-        for ramp in (RAMP,) if is_quick else ("10 %", RAMP):
+        for ramp in ramps:
             for counting in (BY_USER, BY_FIRST):
                 for sigma in (0.0, UNEQUAL):
                     yield Cell(rate, ramp, counting, sigma)

@@ -61,17 +61,18 @@ impl Load {
         if began < self.counted_from {
             return;
         }
+        let at = began - self.counted_from;
         let mut tally = self.tally.borrow_mut();
         match outcome {
             Ok(reply) => {
                 let is_late = self.options.timeout.is_some_and(|limit| took > limit);
                 let code = if is_late { DEADLINE_EXCEEDED } else { 0 };
-                tally.note(code, took, reply.version.as_deref());
+                tally.note(code, at, took, reply.version.as_deref());
                 if token.is_some_and(|token| !holds(&reply.message, &token)) {
                     tally.mixed_up += 1;
                 }
             }
-            Err(code) => tally.note(code, took, None),
+            Err(code) => tally.note(code, at, took, None),
         }
     }
 }

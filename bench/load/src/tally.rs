@@ -12,14 +12,19 @@ pub struct Tally {
     refused_us: Vec<u32>,
     codes: BTreeMap<i32, u64>,
     versions: BTreeMap<String, u64>,
+    /// Calls that were not answered OK, by the tenth of a second in which they began.
+    failed_at: BTreeMap<u64, u64>,
     pub mixed_up: u64,
 }
 
 impl Tally {
-    pub fn note(&mut self, code: i32, took: Duration, version: Option<&str>) {
+    pub fn note(&mut self, code: i32, at: Duration, took: Duration, version: Option<&str>) {
         let took_us = took.as_micros().min(u32::MAX as u128) as u32;
         let is_answer = code == 0;
         if is_answer { &mut self.answered_us } else { &mut self.refused_us }.push(took_us);
+        if !is_answer {
+            *self.failed_at.entry(at.as_millis() as u64 / 100).or_default() += 1;
+        }
         *self.codes.entry(code).or_default() += 1;
         if let Some(version) = version {
             match self.versions.get_mut(version) {
@@ -44,6 +49,8 @@ impl Tally {
             "codes": self.codes.iter().map(|(code, n)| (code.to_string(), json!(n)))
                 .collect::<serde_json::Map<_, _>>(),
             "versions": self.versions,
+            "failed_at": self.failed_at.iter().map(|(at, n)| (format!("{:.1}", *at as f64 / 10.0), json!(n)))
+                .collect::<serde_json::Map<_, _>>(),
             "mixed_up": self.mixed_up,
         })
     }

@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from volary_workflows.rollout.tasks import TrafficChange, TrafficState
 
 STALE = "STALE_GENERATION"
+WRITTEN_FIRST = "written-first"
 BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
 BEGUN_AGAIN = "records were lost, its evidence begins again"
 
@@ -104,11 +105,17 @@ class TrafficWrites(Running):
         self._enter(State.FAILED if is_failure else end.state, end.reason)
 
     async def _restore(self) -> None:
-        """Write the baseline back, as often as it takes; raise Ended when fenced off."""
+        """Write the baseline back, as often as it takes; raise Ended when fenced off.
+
+        The write comes first: every call until then meets the candidate. Gateway refuses it when
+        somebody else wrote, and only then it is asked who did.
+        """
         progress = self._progress
         if not progress.is_exposed:
             return
-        await self._explain_fence()
+        is_written_first = workflow.patched(WRITTEN_FIRST)
+        if not is_written_first or not progress.baseline:
+            await self._explain_fence()
         if not progress.baseline:
             return  # it was the first version: there is nothing to go back to
         change = self._change("rollback", 0, 0, "ROLLBACK", progress.baseline)
@@ -117,6 +124,8 @@ class TrafficWrites(Running):
         except ActivityError as error:
             if type_of(error) != STALE:
                 raise
+            if is_written_first:
+                await self._explain_fence()
             await self._restore()
             return
         self._note("rollback", after.generation, 0, 0)

@@ -24,6 +24,7 @@ MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first 
 MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
 RETRY_BUDGET_PERCENT = 20.0
 CONNECT_TIMEOUT_S = 0.5
+CHECK_AUTHORITY = "inference"
 CHECK_JITTER_PERCENT = 20
 REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -164,7 +165,9 @@ def _health_check() -> health_check_pb2.HealthCheck:
         unhealthy_threshold=UInt32Value(value=2),
         healthy_threshold=UInt32Value(value=1),
         reuse_connection=BoolValue(value=True),
-        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(),
+        # by default the authority is the cluster's name: its slashes are no host (RFC 3986, 3.2.2),
+        # and a server that reads it as one resets the call
+        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(authority=CHECK_AUTHORITY),
     )
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from bench.rollout.judge import Counted, Measured, document, lines_of, notes, upper_bound
-from bench.rollout.judge_cells import Cell, Power, cells, naive_ranks_stopped
+from bench.rollout.judge import (
+    Counted,
+    Measured,
+    Rows,
+    document,
+    lines_of,
+    notes,
+    upper_bound,
+)
+from bench.rollout.judge_cells import CALLS_A_STEP, RAMPS, Cell, Power, cells, naive_ranks_stopped
 
 COUNTED = [
     Counted(Cell(0.01, "10 %"), 60, 20_000),
@@ -28,10 +37,29 @@ def test_the_bound_is_the_exact_one():
 
 def test_every_cell_has_a_seed_of_its_own_and_repeats_itself():
     every = list(cells(is_quick=False))
-    assert len({cell.name for cell in every}) == len(every) == 52
+    assert len({cell.name for cell in every}) == len(every) == 84
     assert {cell.name for cell in cells(is_quick=True)} <= {cell.name for cell in every}
     cell = Cell(0.05, "10 %", "user", 2.0)
     assert cell.stopped(300) == cell.stopped(300)
+
+
+def test_every_share_is_drawn_sticky_and_at_random_with_equal_and_unequal_users():
+    equal = {(c.rate, c.ramp, c.counting, c.sigma) for c in cells(is_quick=False) if c.ratio == 1}
+    for rate in CALLS_A_STEP:
+        for ramp in RAMPS:
+            wanted = {(rate, ramp, "random", 0.0)}
+            wanted |= {(rate, ramp, how, sigma) for how in ("user", "first") for sigma in (0.0, 2)}
+            assert wanted <= equal
+
+
+def test_counts_that_are_known_are_not_drawn_again(tmp_path: Path):
+    path, cell = tmp_path / "rows", Cell(0.2, "1 %")
+    drawn = Rows(path).counted(cell, 50)
+    assert Rows(path).counted(cell, 50) == drawn
+    assert len(path.read_text().splitlines()) == 1
+    path.write_text(json.dumps({"cell": cell.name, "runs": 50, "stopped": 49}) + "\n")
+    assert Rows(path).counted(cell, 50).stopped == 49
+    assert Rows(path).counted(cell, 40).stopped <= 40  # so many runs are not known
 
 
 def test_lines_judge_what_the_judge_does_and_not_the_fact_beside_it():
