@@ -159,7 +159,10 @@ def _health_check() -> health_check_pb2.HealthCheck:
         interval=seconds(1),
         # thousands of clusters were made at once: their checks must not come at once for ever
         interval_jitter_percent=CHECK_JITTER_PERCENT,
-        no_traffic_interval=seconds(30),
+        # a cluster without calls is looked at seldom once its host is found healthy; until then
+        # often: at the start of thousands the first check of many takes longer than it may
+        no_traffic_interval=seconds(0.5),
+        no_traffic_healthy_interval=seconds(30),
         unhealthy_interval=seconds(0.5),
         unhealthy_threshold=UInt32Value(value=2),
         healthy_threshold=UInt32Value(value=1),
