@@ -31,7 +31,14 @@ from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_kit.migrations import migrate, migrations_of
 
 from bench.report import Goal, Line, header, print_lines, say
-from bench.rollout.many import mesh_of_many, replica, start_replica, until_answers, until_served_by
+from bench.rollout.many import (
+    Change,
+    mesh_of_many,
+    replica,
+    start_replica,
+    until_answers,
+    until_served_by,
+)
 from tests.unit.gateway.mesh import Mesh as GatewayMesh
 from tests.unit.gateway.mesh import mesh as gateway_mesh
 from tests.unit.gateway.rig import Rig, free_port, rig, until
@@ -90,13 +97,26 @@ async def pushes(folder: Path, plan: Plan) -> dict[str, float]:
         received = many.received() - before
         braked = [await many.steps.brake(n * 41 + 1) for n in range(plan.brakes)]
     return {
-        "push_p50_ms_2000_models": quantile(taken, 0.5) * 1e3,
-        "push_p99_ms_2000_models": quantile(taken, 0.99) * 1e3,
+        "push_p50_ms_2000_models": quantile([each.seconds for each in taken], 0.5) * 1e3,
+        "push_p99_ms_2000_models": quantile([each.seconds for each in taken], 0.99) * 1e3,
         "push_bytes": received / len(taken),
-        "brake_ms": quantile(braked, 0.99) * 1e3,
+        "brake_p50_ms": quantile([each.seconds for each in braked], 0.5) * 1e3,
+        "brake_ms": quantile([each.seconds for each in braked], 0.99) * 1e3,
         "pushes": len(taken),
         "brakes": len(braked),
+        **by_stage("push", taken),
+        **by_stage("brake", braked),
     }
+
+
+def by_stage(what: str, changes: Sequence[Change]) -> dict[str, float]:
+    """Return the median and the 99th percentile of each stage."""
+    found: dict[str, float] = {}
+    for stage in changes[0].stages:
+        taken = [change.stages[stage] * 1e3 for change in changes]
+        found[f"{what}_{stage}_p50_ms"] = quantile(taken, 0.5)
+        found[f"{what}_{stage}_p99_ms"] = quantile(taken, 0.99)
+    return found
 
 
 async def added(folder: Path, plan: Plan) -> dict[str, float]:
