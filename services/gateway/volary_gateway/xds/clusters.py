@@ -29,29 +29,24 @@ REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-def version_cluster(name: str) -> Cluster:
-    """Return the cluster of a version; it carries the retries, which no step pushes again."""
-    cluster = replica_cluster(name)
-    options = _http_options()
-    options.retry_policy.CopyFrom(retries())
-    cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(pack(options))
-    return cluster
-
-
 def replica_cluster(name: str) -> Cluster:
-    """Return a cluster whose endpoints are the replicas that report it ready.
+    """Return a cluster whose endpoints are replicas: those that report a version ready, or any.
+
+    It carries the retries, which no step pushes again.
 
     Replies of a failing version never eject its hosts: that would hide from the judge what
     the version does. Only what the host itself does wrong ejects it, and briefly, since a
     replica is back in seconds.
     """
+    options = _http_options()
+    options.retry_policy.CopyFrom(retries())
     return Cluster(
         name=name,
         type=Cluster.EDS,
         eds_cluster_config=Cluster.EdsClusterConfig(eds_config=ads()),
         connect_timeout=seconds(CONNECT_TIMEOUT_S),
         lb_policy=Cluster.ROUND_ROBIN,
-        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
         circuit_breakers=_breakers(),
         outlier_detection=_ejection(),
         health_checks=[_health_check()],
