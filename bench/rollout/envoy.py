@@ -21,7 +21,7 @@ from bench.rollout.aborts import aborts
 from bench.rollout.chains import compared
 from bench.rollout.killing import Trouble, serving, under_faults
 from bench.rollout.killing import lines_of as lines_under_faults
-from bench.rollout.many import mesh_of_many
+from bench.rollout.many import Change, mesh_of_many
 
 MODELS = 2_000
 WARM = 5
@@ -59,14 +59,26 @@ async def pushes(folder: Path, plan: Plan) -> dict[str, float]:
         received = many.received() - before
         braked = [await many.steps.brake(n * 41 + 1) for n in range(plan.brakes)]
     return {
-        "push_p50_ms_2000_models": quantile(taken, 0.5) * 1e3,
-        "push_p99_ms_2000_models": quantile(taken, 0.99) * 1e3,
+        "push_p50_ms_2000_models": quantile([each.seconds for each in taken], 0.5) * 1e3,
+        "push_p99_ms_2000_models": quantile([each.seconds for each in taken], 0.99) * 1e3,
         "push_bytes": received / len(taken),
-        "brake_p50_ms": quantile(braked, 0.5) * 1e3,
-        "brake_ms": quantile(braked, 0.99) * 1e3,
+        "brake_p50_ms": quantile([each.seconds for each in braked], 0.5) * 1e3,
+        "brake_ms": quantile([each.seconds for each in braked], 0.99) * 1e3,
         "pushes": len(taken),
         "brakes": len(braked),
+        **by_stage("push", taken),
+        **by_stage("brake", braked),
     }
+
+
+def by_stage(what: str, changes: Sequence[Change]) -> dict[str, float]:
+    """Return the median and the 99th percentile of each stage."""
+    found: dict[str, float] = {}
+    for stage in changes[0].stages:
+        taken = [change.stages[stage] * 1e3 for change in changes]
+        found[f"{what}_{stage}_p50_ms"] = quantile(taken, 0.5)
+        found[f"{what}_{stage}_p99_ms"] = quantile(taken, 0.99)
+    return found
 
 
 async def at_one_model(folder: Path, plan: Plan) -> dict[str, float]:

@@ -6,10 +6,11 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import sqlalchemy as sa
@@ -42,6 +43,9 @@ ROLLING = 64  # models with two versions, of which one is a candidate; the other
 REPORT_S = 3.0
 READY_S = 200.0
 CALL_S = 10.0
+LOOK_S = 0.001  # between two looks at who answers: the looking shares the processors with the rest
+TIMING = "server-timing"
+Writing = grpc.aio.UnaryUnaryCall[Any, traffic_pb2.Traffic]
 
 
 @asynccontextmanager
@@ -135,6 +139,27 @@ class Attached:
             await asyncio.sleep(REPORT_S)
 
 
+@dataclass(frozen=True)
+class Change:
+    """A change of traffic: seconds until a caller met it, and where they went.
+
+    `stages` are gateway's own, then `call` (transport, authentication, validation) and `effect`:
+    how long after gateway's reply the caller met it, which is often before.
+    """
+
+    seconds: float
+    stages: Mapping[str, float]
+
+
+def stages_of(timing: str) -> dict[str, float]:
+    """Return the seconds of each stage of a `server-timing`."""
+    found: dict[str, float] = {}
+    for part in timing.split(", "):
+        name, _, taken = part.partition(";dur=")
+        found[name] = float(taken) / 1e3
+    return found
+
+
 class Steps:
     """Changes of one model at a time, timed until a caller meets the other version."""
 
@@ -153,8 +178,8 @@ class Steps:
         for name in (self._models[0], self._models[-1]):
             await self.until_served_by(name, 1)
 
-    async def step(self, at: int) -> float:
-        """Turn a model's traffic round; return the seconds until a call met the other version."""
+    async def step(self, at: int) -> Change:
+        """Turn a model's traffic round, until a call meets the other version."""
         name = self.rolling[at % len(self.rolling)]
         version = 3 - self._leading[name]
         request = traffic_service_pb2.SetTrafficRequest(
@@ -173,8 +198,8 @@ class Steps:
         writing = self._traffic.SetTraffic(request, metadata=self._token, timeout=CALL_S)
         return await self._timed(name, version, began, writing)
 
-    async def brake(self, at: int) -> float:
-        """Take everything from a candidate; return the seconds until a call met production."""
+    async def brake(self, at: int) -> Change:
+        """Take everything from a candidate, until a call meets production."""
         name = self.rolling[at % len(self.rolling)]
         if self._leading[name] == 1:
             await self.step(at)
@@ -183,16 +208,19 @@ class Steps:
         writing = self._traffic.Brake(request, metadata=self._token, timeout=CALL_S)
         return await self._timed(name, 1, began, writing)
 
-    async def _timed(
-        self, name: ModelName, version: int, began: float, writing: Awaitable[traffic_pb2.Traffic]
-    ) -> float:
+    async def _timed(self, name: ModelName, version: int, began: float, writing: Writing) -> Change:
+        ended: list[float] = []
+        writing.add_done_callback(lambda _call: ended.append(time.perf_counter()))
         await self.until_served_by(name, version)
-        taken = time.perf_counter() - began
+        seen = time.perf_counter()
         written = await writing
         if not written.in_effect:
             raise AssertionError(f"the push is not in effect: {written}")
         self.generation[name], self._leading[name] = written.generation, version
-        return taken
+        stages = stages_of(str(dict(await writing.trailing_metadata())[TIMING]))
+        stages["call"] = ended[0] - began - sum(stages.values())
+        stages["effect"] = max(0.0, seen - ended[0])
+        return Change(seen - began, stages)
 
     async def until_served_by(self, name: ModelName, version: int) -> None:
         """Call until a version answers."""
@@ -215,6 +243,7 @@ async def until_served_by(
         try:
             if (await call).model_version == str(version):
                 return
+            await asyncio.sleep(LOOK_S)
         except grpc.aio.AioRpcError:
             if time.monotonic() > end:
                 raise

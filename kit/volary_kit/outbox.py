@@ -63,19 +63,29 @@ async def add(transaction: Transaction, stream: str, event: event_pb2.Event) -> 
     )
 
 
-def published_with(written: sa.CTE, stream: str, event: event_pb2.Event) -> sa.Select[Any]:
+def published_with(written: sa.CTE) -> sa.Select[Any]:
     """Return `written` as a statement that publishes an event for the row that it writes.
 
-    For `Database.at_once`: it gives a row if something was written, and none if not.
+    For `Database.at_once`, with `event_values` among its values: it gives a row if something was
+    written, and none if not.
     """
-    event.id = event.id or str(uuid.uuid4())
-    event.traceparent = event.traceparent or telemetry.traceparent()
     values = sa.select(
-        sa.literal(stream), sa.literal(event.id), sa.literal(event.SerializeToString())
+        *(sa.bindparam(f"outbox_{c.name}", type_=c.type) for c in OUTBOX.c)
     ).select_from(written)
     added = sa.insert(OUTBOX).from_select(OUTBOX.c.keys(), values).cte("added")
     channel = sa.literal(CHANNEL).concat(sa.func.current_schema())
     return sa.select(sa.func.pg_notify(channel, "")).select_from(written).add_cte(added)
+
+
+def event_values(stream: str, event: event_pb2.Event) -> dict[str, Any]:
+    """Return the event of a `published_with` as its values; sets its id and trace if missing."""
+    event.id = event.id or str(uuid.uuid4())
+    event.traceparent = event.traceparent or telemetry.traceparent()
+    return {
+        "outbox_stream": stream,
+        "outbox_event_id": event.id,
+        "outbox_event": event.SerializeToString(),
+    }
 
 
 async def add_all(transaction: Transaction, stream: str, events: Sequence[event_pb2.Event]) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from volary_kit import outbox
 from volary_kit.clock import Clock
@@ -60,13 +60,29 @@ class Changes:
         return self._next
 
 
+class Stages:
+    """Where the time of a write goes, by the name of each stage, in seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_s = clock.monotonic_s()
+        self.taken_s: dict[str, float] = {}
+
+    def end(self, stage: str) -> None:
+        """Give the time since the last stage to this one."""
+        now_s = self._clock.monotonic_s()
+        self.taken_s[stage] = self.taken_s.get(stage, 0.0) + now_s - self._began_s
+        self._began_s = now_s
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model's traffic and the snapshot that carries it."""
+    """A model's traffic and the snapshot that carries it; of a write, where its time went."""
 
     traffic: Traffic
     snapshot: Snapshot
     in_effect: bool
+    taken_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Controller:
@@ -151,31 +167,36 @@ class Controller:
         whatever becomes of the call. A repeated request finds its own write and changes nothing.
         """
         deadline_s = self._clock.monotonic_s() + timeout_s
+        stages = Stages(self._clock)
         await self._seen_at_the_edge(model, decide, timeout_s / 2)
+        stages.end("hosts")
         # a task of its own: the write outlives a caller who goes away, and does not join the
         # transaction in which the reply is remembered
-        writing = asyncio.create_task(self._write(model, request_id, decide))
+        writing = asyncio.create_task(self._write(model, request_id, decide, stages))
         traffic, snapshot = await asyncio.shield(writing)
         left_s = max(0.0, deadline_s - self._clock.monotonic_s())
         in_effect = await self._plane.converge(snapshot, left_s)
-        return Served(traffic, snapshot, in_effect)
+        stages.end("push")
+        return Served(traffic, snapshot, in_effect, stages.taken_s)
 
     async def _write(
-        self, model: ModelName, request_id: str, decide: Decide
+        self, model: ModelName, request_id: str, decide: Decide, stages: Stages
     ) -> tuple[Traffic, Snapshot]:
         async with self._writing:
             # what the write relies on must outlive this process as the write does
             await self._save_replicas()
-            after = await self._written_at_once(model, request_id, decide)
+            stages.end("wait")
+            after = await self._written_at_once(model, request_id, decide, stages)
             if after is None:
                 after, request_id = await self._written_under_lock(model, request_id, decide)
+            stages.end("commit")
             # also when an earlier attempt wrote it and never knew
             self._traffic[model], self._written_by[model] = after, request_id
             self._serve(self._built.with_traffic(after))
             return after, self._plane.snapshot
 
     async def _written_at_once(
-        self, model: ModelName, request_id: str, decide: Decide
+        self, model: ModelName, request_id: str, decide: Decide, stages: Stages
     ) -> Traffic | None:
         """Write what follows from the state in memory, unless the rows say otherwise.
 
@@ -191,6 +212,7 @@ class Controller:
         if after.production != before.production:
             return None
         self._plane.check(self._built.with_traffic(after).snapshot)
+        stages.end("build")
         event = traffic_event(after)
         is_written = await traffic_rows.write(self._database, before, after, request_id, event)
         return after if is_written else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,12 +15,14 @@ from inference import grpc_service_pb2_grpc as v2_grpc
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
 from volary_gateway.xds import snapshot as xds
+from volary_gateway.xds.edge import INFERENCE_CLUSTER
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_gateway.xds.snapshot import Snapshot, resource
 
 from tests.unit.gateway.rig import Backend, Rig, backends_of, rig, until
 
 MODEL = ModelName("default", "flights")
+SELDOM_S = 30.0  # between two checks of a replica that is healthy and gets no calls
 VERSION = VersionName.of(MODEL, 1)
 
 
@@ -63,6 +66,16 @@ class Replicas:
         request = v2.ModelInferRequest(model_name=MODEL.model)
         return await self._stub.ModelInfer(request, metadata=self._key, timeout=5)
 
+    async def live(self, calls: int) -> None:
+        """Make calls that belong to no model; a failed one raises."""
+        for _ in range(calls):
+            assert (await self._stub.ServerLive(v2.ServerLiveRequest(), timeout=5)).live
+
+    def healthy_of_any(self) -> int:
+        """Return how many replicas Envoy finds healthy for such calls."""
+        name = f"cluster.{INFERENCE_CLUSTER}.membership_healthy"
+        return self.rig.envoy.stats("membership_healthy").get(name, 0)
+
     async def code(self) -> grpc.StatusCode:
         request = v2.ModelInferRequest(model_name=MODEL.model)
         return await self._stub.ModelInfer(request, metadata=self._key, timeout=5).code()
@@ -103,6 +116,34 @@ async def test_dead_replica_is_ejected_and_comes_back_and_no_call_fails(replicas
     await until(lambda: replicas.stat("outlier_detection.ejections_active") == 0)
     await until(lambda: replicas.stat("membership_healthy") == 2)
     assert await replicas.answering(20) == {"good", "bad"}
+
+
+async def test_dead_replica_costs_no_call_that_belongs_to_no_model(replicas: Replicas):
+    _, bad = replicas.backends
+    await until(lambda: replicas.healthy_of_any() == 2)
+    await replicas.live(20)
+    assert all(backend.calls("ServerLive") for backend in replicas.backends)
+    await bad.server.stop(None)
+    try:
+        await replicas.live(100)
+    finally:
+        await bad.start().server.start()
+        await until(lambda: replicas.stat("membership_healthy") == 2, 30)
+        await until(lambda: replicas.stat("outlier_detection.ejections_active") == 0, 30)
+
+
+async def test_replica_that_answers_later_than_it_is_known_is_found_soon(tmp_path: Path):
+    """Before any call: a cluster without calls is checked seldom once its host is healthy."""
+    late = Slow("late")
+    async with rig(tmp_path) as running:
+        replicas = Replicas(running, [late])
+        running.plane.publish(replicas.snapshot())
+        assert await running.plane.converge(replicas.snapshot(), 30), running.plane.rejections
+        assert replicas.healthy_of_any() == 0
+        await late.start().server.start()
+        await until(lambda: replicas.healthy_of_any() == 1, SELDOM_S / 2)
+        await replicas.live(1)
+        await late.server.stop(None)
 
 
 async def test_replies_that_fail_eject_nobody_so_that_the_judge_sees_them(replicas: Replicas):

@@ -167,6 +167,19 @@ async def test_evidence_equals_the_calls_that_were_made(running: Mesh, backends:
     assert evidence.missing_records == 0
 
 
+async def test_model_whose_name_has_dots_and_colons_is_counted(
+    started: Mesh, backends: list[Backend]
+):
+    """Envoy's names of counters have dots of their own, and no colon."""
+    started.model = "flights.eu:late.2"
+    for backend in backends:
+        backend.fail = None
+    await started.load(1)
+    assert (await started.set(0, (1, 10_000), rollout=ROLLOUT)).in_effect
+    await Client(started).infer()
+    assert counts(await started.counted(ROLLOUT, 1)) == {1: 1}
+
+
 async def test_retries_are_counted_and_are_no_events(running: Mesh, backends: list[Backend]):
     await running.set(1, (2, 5_000), (1, 5_000), rollout=ROLLOUT, step="canary")
     await until(lambda: healthy(running, 1) == healthy(running, 2) == 2)

@@ -153,9 +153,9 @@ async def test_statement_of_its_own_publishes_for_the_row_that_it_writes(databas
         written = statement.on_conflict_do_update(
             index_elements=["name"], set_={"turn": before + 1}, where=lamp.c.turn == before
         )
-        event = event_pb2.Event(id=str(before + 1))
+        event = outbox.event_values(STREAM, event_pb2.Event(id=str(before + 1)))
         cte = written.returning(lamp.c.turn).cte("written")
-        return bool(await database.at_once(outbox.published_with(cte, STREAM, event)))
+        return bool(await database.at_once(outbox.published_with(cte), event))
 
     assert [await turn(0), await turn(0), await turn(1)] == [True, False, True]
     assert await relay.step() == 2
@@ -166,7 +166,8 @@ async def test_statement_of_its_own_is_apart_from_a_failing_transaction(database
     one = sa.select(sa.literal(1).label("one")).cte("written")
     with pytest.raises(RuntimeError):
         async with database.enlisting():
-            await database.at_once(outbox.published_with(one, STREAM, event_pb2.Event(id="1")))
+            event = outbox.event_values(STREAM, event_pb2.Event(id="1"))
+            await database.at_once(outbox.published_with(one), event)
             raise RuntimeError
     await relay.step()
     assert await published(redis) == ["1"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import unquote
 
 CLUSTER = re.compile(r"version/([^/]+)/([^/]+)/([0-9]+)")
 ROUTE_PARTS = 4
+# Envoy's names of counters: a dot ends a part of them, and a colon becomes an underscore
+ESCAPED = str.maketrans({".": "%2E", ":": "%3A"})
 NONE = "-"  # stands for an empty part of a route name
 
 
@@ -47,7 +50,9 @@ class VersionName:
     def of_cluster(cls, text: str) -> Self | None:
         """Return the version that a cluster serves, None for any other cluster."""
         match = CLUSTER.fullmatch(text)
-        return None if match is None else cls(match[1], match[2], int(match[3]))
+        if match is None:
+            return None
+        return cls(unquote(match[1]), unquote(match[2]), int(match[3]))
 
     @property
     def parent(self) -> ModelName:
@@ -56,8 +61,8 @@ class VersionName:
 
     @property
     def cluster(self) -> str:
-        """The name of its cluster in Envoy."""
-        return f"version/{self.project}/{self.model}/{self.version}"
+        """The name of its cluster in Envoy, by which its calls are counted."""
+        return f"version/{self.project}/{self.model}/{self.version}".translate(ESCAPED)
 
 
 @dataclass(frozen=True, order=True, slots=True)

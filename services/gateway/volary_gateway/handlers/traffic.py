@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from volary.gateway.v1 import traffic_pb2, traffic_service_pb2, traffic_service_pb2_grpc
 from volary_kit.calls import Call, current_call
@@ -17,6 +17,7 @@ from volary_gateway.handlers.names import TRAFFIC, model_of, rollout_of
 
 RESERVE_S = 0.2  # of the deadline, to answer that the push is not in effect yet
 PAGE = 100
+TIMING = "server-timing"  # https://www.w3.org/TR/server-timing: milliseconds by stage
 CAUSES = {cause: traffic_pb2.Cause.Value(f"CAUSE_{cause.name}") for cause in domain.Cause}
 CAUSE_OF = {number: cause for cause, number in CAUSES.items()}
 MISSING_KEYS = {
@@ -69,6 +70,7 @@ class TrafficHandler(traffic_service_pb2_grpc.TrafficServiceServicer):
     ) -> traffic_pb2.Traffic:
         change = _change(request)
         return await self._write(
+            context,
             request.name,
             request.request_id,
             lambda now, is_ready, now_us: domain.set_traffic(now, change, is_ready, now_us),
@@ -79,6 +81,7 @@ class TrafficHandler(traffic_service_pb2_grpc.TrafficServiceServicer):
     ) -> traffic_pb2.Traffic:
         who = _who(current_call())
         return await self._write(
+            context,
             request.name,
             request.request_id,
             lambda now, is_ready, now_us: domain.roll_back(
@@ -91,6 +94,7 @@ class TrafficHandler(traffic_service_pb2_grpc.TrafficServiceServicer):
     ) -> traffic_pb2.Traffic:
         who = _who(current_call())
         return await self._write(
+            context,
             request.name,
             request.request_id,
             lambda now, _is_ready, now_us: domain.brake(
@@ -98,11 +102,19 @@ class TrafficHandler(traffic_service_pb2_grpc.TrafficServiceServicer):
             ),
         )
 
-    async def _write(self, name: str, request_id: str, decide: Decide) -> traffic_pb2.Traffic:
+    async def _write(
+        self, context: Context, name: str, request_id: str, decide: Decide
+    ) -> traffic_pb2.Traffic:
         call = current_call()
         left_s = max(0.0, call.remaining_s() - RESERVE_S)
         key = f"{call.method} {request_id}" if request_id else ""
-        return to_proto(await self._controller.write(_model(name), key, decide, left_s))
+        served = await self._controller.write(_model(name), key, decide, left_s)
+        context.set_trailing_metadata(((TIMING, _timing(served.taken_s)),))
+        return to_proto(served)
+
+
+def _timing(taken_s: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage};dur={taken * 1e3:.3f}" for stage, taken in taken_s.items())
 
 
 def _model(name: str) -> ModelName:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.sql.dml import ReturningInsert
 from volary_kit.database import Transaction
 
 from volary_gateway.domain.completeness import Account
@@ -92,15 +94,8 @@ async def _variant_ids(transaction: Transaction, counts: Counts) -> dict[Variant
         _variant_row(variant) | {"first_us": first, "last_us": last}
         for variant, (first, last) in sorted(counts.times.items(), key=lambda pair: pair[0])
     ]
-    statement, c = insert(evidence_variants).values(rows), evidence_variants.c
-    upsert = statement.on_conflict_do_update(
-        constraint="evidence_variants_once",
-        set_={
-            "first_us": sa.func.least(c.first_us, statement.excluded.first_us),
-            "last_us": sa.func.greatest(c.last_us, statement.excluded.last_us),
-        },
-    ).returning(evidence_variants)
-    return {_variant(row): row["id"] for row in (await transaction.execute(upsert)).mappings()}
+    found = await transaction.execute(ADD_VARIANTS, _columns(rows))
+    return {_variant(row): row["id"] for row in found.mappings()}
 
 
 async def _add_outcomes(
@@ -116,7 +111,8 @@ async def _add_outcomes(
         }
         for (variant, code, tier), count in counts.outcomes.items()
     ]
-    await _accumulate(transaction, evidence_outcomes, rows, ("attempts", "firsts"))
+    if rows:
+        await transaction.execute(ADD_OUTCOMES, _columns(rows))
 
 
 async def _add_latencies(
@@ -126,61 +122,87 @@ async def _add_latencies(
         {"variant": ids[variant], "bucket": index, "attempts": count}
         for (variant, index), count in counts.latencies.items()
     ]
-    await _accumulate(transaction, evidence_latencies, rows, ("attempts",))
-
-
-async def _accumulate(
-    transaction: Transaction,
-    table: sa.Table,
-    rows: Sequence[Mapping[str, object]],
-    counted: Iterable[str],
-) -> None:
-    if not rows:
-        return
-    statement = insert(table).values(rows)
-    sums = {name: table.c[name] + statement.excluded[name] for name in counted}
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=[column.name for column in table.primary_key],
-            set_=sums,
-        )
-    )
+    if rows:
+        await transaction.execute(ADD_LATENCIES, _columns(rows))
 
 
 async def _add_users(transaction: Transaction, counts: Counts, ids: Mapping[Variant, int]) -> None:
-    if not counts.users:
-        return
-    statement = insert(evidence_users).values(
-        [
-            {"variant": ids[variant], "user_hash": user, "has_error": has_error}
-            for (variant, user), has_error in counts.users.items()
-        ]
+    rows = [
+        {"variant": ids[variant], "user_hash": user, "has_error": has_error}
+        for (variant, user), has_error in counts.users.items()
+    ]
+    if rows:
+        await transaction.execute(ADD_USERS, _columns(rows))
+
+
+def _columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    """Return rows by column, as `_inserted` takes them."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _inserted(table: sa.Table, *without: str) -> Insert:
+    """Return an insert of any number of rows, each column as one array.
+
+    It is put together and planned once: a list of rows would be, anew, for each number of them.
+    """
+    columns = [column for column in table.c if column.name not in without]
+    arrays = [sa.cast(sa.bindparam(c.name), ARRAY(c.type)) for c in columns]
+    names = [column.name for column in columns]
+    rows = sa.func.unnest(*arrays).table_valued(*names, name="added").render_derived()
+    return insert(table).from_select(names, sa.select(*rows.c))
+
+
+def _accumulated(table: sa.Table, *counted: str) -> Insert:
+    statement = _inserted(table)
+    return statement.on_conflict_do_update(
+        index_elements=[column.name for column in table.primary_key],
+        set_={name: table.c[name] + statement.excluded[name] for name in counted},
     )
+
+
+def _added_variants() -> ReturningInsert[Any]:
+    statement, c = _inserted(evidence_variants, "id"), evidence_variants.c
+    return statement.on_conflict_do_update(
+        constraint="evidence_variants_once",
+        set_={
+            "first_us": sa.func.least(c.first_us, statement.excluded.first_us),
+            "last_us": sa.func.greatest(c.last_us, statement.excluded.last_us),
+        },
+    ).returning(evidence_variants)
+
+
+def _added_users() -> Insert:
+    statement = _inserted(evidence_users)
     has_error = evidence_users.c.has_error | statement.excluded.has_error
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=["variant", "user_hash"], set_={"has_error": has_error}
-        )
+    return statement.on_conflict_do_update(
+        index_elements=["variant", "user_hash"], set_={"has_error": has_error}
     )
+
+
+def _saved_accounts() -> Insert:
+    statement = _inserted(evidence_accounts)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["cluster"],
+        set_={"records": new.records, "known_lost": new.known_lost},
+    )
+
+
+ADD_VARIANTS = _added_variants()
+ADD_OUTCOMES = _accumulated(evidence_outcomes, "attempts", "firsts")
+ADD_LATENCIES = _accumulated(evidence_latencies, "attempts")
+ADD_USERS = _added_users()
+SAVE_ACCOUNTS = _saved_accounts()
 
 
 async def save_accounts(transaction: Transaction, accounts: Mapping[str, Account]) -> None:
     """Write how many records of each cluster are stored, and how many were found missing."""
-    if not accounts:
-        return
-    statement = insert(evidence_accounts).values(
-        [
-            {"cluster": cluster, "records": account.records, "known_lost": account.known_lost}
-            for cluster, account in sorted(accounts.items())
-        ]
-    )
-    new = statement.excluded
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=["cluster"],
-            set_={"records": new.records, "known_lost": new.known_lost},
-        )
-    )
+    rows: list[dict[str, object]] = [
+        {"cluster": cluster, "records": account.records, "known_lost": account.known_lost}
+        for cluster, account in sorted(accounts.items())
+    ]
+    if rows:
+        await transaction.execute(SAVE_ACCOUNTS, _columns(rows))
 
 
 async def accounts(transaction: Transaction) -> dict[str, Account]:

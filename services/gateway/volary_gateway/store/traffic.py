@@ -24,6 +24,25 @@ from volary_gateway.domain.traffic import (
 from volary_gateway.tables import traffic as table
 
 
+def _write() -> sa.Select[Any]:
+    """Return the statement of `write`, which is made once."""
+    values = {column.name: sa.bindparam(column.name, type_=column.type) for column in table.c}
+    written = (
+        insert(table)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=["project", "model"],
+            set_=values,
+            where=table.c.generation == sa.bindparam("generation_before", type_=sa.BigInteger),
+        )
+        .returning(table.c.generation)
+    )
+    return outbox.published_with(written.cte("written"))
+
+
+WRITE = _write()
+
+
 async def lock(transaction: Transaction, model: ModelName) -> tuple[Traffic, str]:
     """Return a model's traffic and the request that wrote it, held until the transaction ends.
 
@@ -52,19 +71,9 @@ async def write(
 
     Returns False when it is not: somebody wrote, or a write of our own was never known.
     """
-    values = _row(after) | {"request_id": request_id}
-    written = (
-        insert(table)
-        .values(values)
-        .on_conflict_do_update(
-            index_elements=["project", "model"],
-            set_=values,
-            where=table.c.generation == before.generation,
-        )
-        .returning(table.c.generation)
-        .cte("written")
-    )
-    return bool(await database.at_once(outbox.published_with(written, TRAFFIC_EVENTS, event)))
+    values = _row(after) | {"request_id": request_id, "generation_before": before.generation}
+    values |= outbox.event_values(TRAFFIC_EVENTS, event)
+    return bool(await database.at_once(WRITE, values))
 
 
 async def every(transaction: Transaction) -> list[tuple[Traffic, str]]:

@@ -30,29 +30,24 @@ REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-def version_cluster(name: str) -> Cluster:
-    """Return the cluster of a version; it carries the retries, which no step pushes again."""
-    cluster = replica_cluster(name)
-    options = _http_options()
-    options.retry_policy.CopyFrom(retries())
-    cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(pack(options))
-    return cluster
-
-
 def replica_cluster(name: str) -> Cluster:
-    """Return a cluster whose endpoints are the replicas that report it ready.
+    """Return a cluster whose endpoints are replicas: those that report a version ready, or any.
+
+    It carries the retries, which no step pushes again.
 
     Replies of a failing version never eject its hosts: that would hide from the judge what
     the version does. Only what the host itself does wrong ejects it, and briefly, since a
     replica is back in seconds.
     """
+    options = _http_options()
+    options.retry_policy.CopyFrom(retries())
     return Cluster(
         name=name,
         type=Cluster.EDS,
         eds_cluster_config=Cluster.EdsClusterConfig(eds_config=ads()),
         connect_timeout=seconds(CONNECT_TIMEOUT_S),
         lb_policy=Cluster.ROUND_ROBIN,
-        typed_extension_protocol_options={HTTP_OPTIONS: _http2()},
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
         circuit_breakers=_breakers(),
         outlier_detection=_ejection(),
         health_checks=[_health_check()],
@@ -160,7 +155,10 @@ def _health_check() -> health_check_pb2.HealthCheck:
         interval=seconds(1),
         # thousands of clusters were made at once: their checks must not come at once for ever
         interval_jitter_percent=CHECK_JITTER_PERCENT,
-        no_traffic_interval=seconds(30),
+        # a cluster without calls is looked at seldom once its host is found healthy; until then
+        # often: at the start of thousands the first check of many takes longer than it may
+        no_traffic_interval=seconds(0.5),
+        no_traffic_healthy_interval=seconds(30),
         unhealthy_interval=seconds(0.5),
         unhealthy_threshold=UInt32Value(value=2),
         healthy_threshold=UInt32Value(value=1),

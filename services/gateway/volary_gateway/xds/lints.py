@@ -21,7 +21,6 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.message import Message
 from volary_kit.errors import Internal
 
-from volary_gateway.domain.names import VersionName
 from volary_gateway.domain.traffic import TOTAL
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.clusters import HTTP_OPTIONS, MIN_RETRY_CONCURRENCY
@@ -233,11 +232,10 @@ def _hosts(snapshot: Snapshot) -> Iterator[route_components_pb2.VirtualHost]:
 
 
 def _retries(snapshot: Snapshot) -> Iterator[tuple[Cluster, route_components_pb2.RetryPolicy]]:
-    for cluster in _clusters(snapshot):
-        if VersionName.of_cluster(cluster.name):
-            options = http_protocol_options_pb2.HttpProtocolOptions()
-            cluster.typed_extension_protocol_options[HTTP_OPTIONS].Unpack(options)
-            yield cluster, options.retry_policy
+    for cluster in _replica_clusters(snapshot):
+        options = http_protocol_options_pb2.HttpProtocolOptions()
+        cluster.typed_extension_protocol_options[HTTP_OPTIONS].Unpack(options)
+        yield cluster, options.retry_policy
 
 
 def _routes(snapshot: Snapshot) -> Iterator[route_components_pb2.Route]:

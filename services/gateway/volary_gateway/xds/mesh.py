@@ -21,7 +21,6 @@ from volary_gateway.xds.clusters import (
     fixed_cluster,
     replica_cluster,
     rest_cluster,
-    version_cluster,
 )
 from volary_gateway.xds.edge import INFERENCE_CLUSTER, REST_CLUSTER, TELEMETRY_CLUSTER, Edge
 from volary_gateway.xds.limits import NAME as LIMITS
@@ -233,7 +232,7 @@ def _versions(
 
     A changed cluster warms until its endpoints are sent again: 15 s of nothing otherwise.
     """
-    clusters = {v: resource(v.cluster, version_cluster(v.cluster)) for v in ready}
+    clusters = {v: resource(v.cluster, replica_cluster(v.cluster)) for v in ready}
     return {
         xds.CLUSTER: tuple(clusters.values()),
         xds.ENDPOINTS: tuple(

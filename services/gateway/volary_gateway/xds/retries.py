@@ -23,7 +23,7 @@ RETRY_MAX_S = 0.01
 
 
 def retries() -> route_components_pb2.RetryPolicy:
-    """Return the retries of calls to a version's replicas: each attempt at another host."""
+    """Return the retries of calls to replicas: each attempt at another host."""
     policy = route_components_pb2.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=RETRIES),
