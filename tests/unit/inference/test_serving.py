@@ -114,6 +114,25 @@ async def test_raw_and_typed_calls_get_the_same_answer_with_its_provenance(
     assert (trailers["volary-version"], trailers["volary-tier"]) == ("1", "model")
 
 
+async def test_replies_report_the_load_of_their_version_to_envoy(serving: Replica) -> None:
+    """The report is among the trailers, where the router looks for it."""
+    stub, found = serving.v2(), {}
+
+    async def is_reported() -> bool:
+        call = stub.ModelInfer(raw_request([[1.0, 2.0, 3.0]]))
+        await call
+        found.update(await call.trailing_metadata())
+        return "endpoint-load-metrics" in found
+
+    await eventually(is_reported, within_s=30, what="a report of load")
+    kind, _, text = found["endpoint-load-metrics"].partition(" ")
+    values = {name: float(value) for name, value in (pair.split("=") for pair in text.split(","))}
+    assert (kind, values.keys()) == ("TEXT", {"application_utilization", "rps_fractional"})
+    seconds_a_call = values["application_utilization"] / values["rps_fractional"]
+    assert 0 < seconds_a_call < 10
+    assert found["volary-tier"] == "model"
+
+
 async def test_the_version_is_the_headers_else_the_messages_else_production(
     serving: Replica,
 ) -> None:

@@ -215,7 +215,7 @@ class PythonEngine:
             decision=decision_of(serving, outputs),
             precision=version.precision,
         )
-        return InferReply(outputs, provenance)
+        return InferReply(outputs, provenance, serving.statistics.load)
 
     def _from_tier(
         self,
