@@ -189,6 +189,7 @@ def _attachment(
         keeper=keeper,
         health=kit.health,
         engine=engine,
+        clock=kit.clock,
     )
     return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health, kit.clock)
 
