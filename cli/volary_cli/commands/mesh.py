@@ -80,6 +80,7 @@ def up(
     folder = MeshFolder(settings.mesh_folder(data_dir))
     if max_replicas and max_replicas < replicas:
         raise ConfigurationError("--max-replicas must not be below --replicas")
+    settings.scaling(replicas, max(replicas, max_replicas))  # a broken key is told at once
     options = Options(folder, settings, base, replicas, failpoints, max_replicas)
     if detach:
         _start_detached(options)

@@ -16,7 +16,7 @@ from volary_kit.clock import SystemClock
 from volary_cli.launcher.errors import DiskFullError
 from volary_cli.launcher.mesh import Mesh, Options
 from volary_cli.launcher.orphans import end_orphans
-from volary_cli.launcher.scaling import Autoscaler, Replicas, ScalingPolicy
+from volary_cli.launcher.scaling import Autoscaler, Replicas
 from volary_cli.launcher.supervisor import Supervisor
 
 FREE_BYTES = 512 << 20  # a fresh mesh writes 250 MB: WAL, SQLite, append-only file, logs
@@ -106,7 +106,8 @@ class MeshRun:
 
         queues = mesh.queues()
         replicas = Replicas(queues.queue_us, add, remove)
-        scaler = Autoscaler(ScalingPolicy(first, most), replicas, first, SystemClock())
+        policy = self._options.settings.scaling(first, most)
+        scaler = Autoscaler(policy, replicas, first, SystemClock())
         scaling = asyncio.create_task(scaler.run_always())
         try:
             yield

@@ -9,10 +9,12 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from volary_cli.launcher.errors import ConfigurationError
+from volary_cli.launcher.scaling import ScalingPolicy
 
 MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
 PORT_BASE = 7700
 LAST_PORT = 65_535
+MILLIS = 1_000  # microseconds
 SPAN = 100  # ports that a mesh may use from its base on
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 REDIS_SCHEMES = ("redis://", "rediss://")
@@ -33,6 +35,12 @@ class LauncherSettings(BaseSettings):
     port_base: int = Field(
         PORT_BASE, ge=1_024, le=LAST_PORT - SPAN, validation_alias="VOLARY_PORT_BASE"
     )
+    # a replica joins when calls have waited longer than this many ms for so many s, and leaves when
+    # they have waited less; `volary up --max-replicas` turns that on
+    scale_high_ms: float = Field(10, gt=0, validation_alias="VOLARY_SCALE_HIGH_MS")
+    scale_low_ms: float = Field(2, ge=0, validation_alias="VOLARY_SCALE_LOW_MS")
+    scale_rise_s: float = Field(3, ge=0, validation_alias="VOLARY_SCALE_RISE_S")
+    scale_fall_s: float = Field(60, ge=0, validation_alias="VOLARY_SCALE_FALL_S")
     maven_url: str = Field(MAVEN_CENTRAL, validation_alias="VOLARY_MAVEN_URL")
 
     @field_validator("postgres_url")
@@ -64,6 +72,19 @@ class LauncherSettings(BaseSettings):
     def mesh_folder(self, given: Path | None = None) -> Path:
         """Return the data folder: the option, else the key, else a per-user one."""
         return absolute(given or self.data_dir or self.data_home / "volary")
+
+    def scaling(self, minimum: int, maximum: int) -> ScalingPolicy:
+        """Return between which numbers replicas come and go, and by which waits."""
+        if self.scale_low_ms >= self.scale_high_ms:
+            raise ConfigurationError("VOLARY_SCALE_LOW_MS must be below VOLARY_SCALE_HIGH_MS")
+        return ScalingPolicy(
+            minimum,
+            maximum,
+            high_us=round(self.scale_high_ms * MILLIS),
+            low_us=round(self.scale_low_ms * MILLIS),
+            rise_s=self.scale_rise_s,
+            fall_s=self.scale_fall_s,
+        )
 
     @property
     def cache(self) -> Path:

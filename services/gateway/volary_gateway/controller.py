@@ -148,6 +148,11 @@ class Controller:
         """The traffic of every model, in no order."""
         return self._traffic.values()
 
+    def serving(self, model: ModelName) -> tuple[int, ...]:
+        """Return the versions of a model that have traffic."""
+        traffic = self._traffic.get(model)
+        return () if traffic is None else tuple(w.version for w in traffic.weights if w.weight)
+
     def served(self, model: ModelName) -> Served:
         """Return a model's traffic as it stands; raise NotFound `TRAFFIC_NOT_FOUND`."""
         traffic = self._traffic.get(model)

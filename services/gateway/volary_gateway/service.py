@@ -34,7 +34,11 @@ from volary_gateway.credential import EnvoyCredential
 from volary_gateway.handlers import access_logs, discovery, fallback
 from volary_gateway.handlers.edge import EdgeHandler
 from volary_gateway.handlers.evidence import EvidenceHandler
-from volary_gateway.handlers.fallback import FallbackPredictionHandler, FallbackV2Handler
+from volary_gateway.handlers.fallback import (
+    FallbackPredictionHandler,
+    FallbackV2Handler,
+    LastPredictions,
+)
 from volary_gateway.handlers.identity import IdentityHandler
 from volary_gateway.handlers.replicas import ReplicaHandler
 from volary_gateway.handlers.traffic import TrafficHandler
@@ -42,6 +46,7 @@ from volary_gateway.leadership import leading
 from volary_gateway.plane import Plane
 from volary_gateway.recorder import Recorder
 from volary_gateway.settings import GatewaySettings
+from volary_gateway.store.kept import KeptPredictions
 from volary_gateway.xds.edge import Edge, edge_methods
 
 
@@ -107,7 +112,12 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
             ),
             Servicer(
                 edge_service_pb2_grpc.add_EdgeServiceServicer_to_server,
-                EdgeHandler(controller, clock, serves_fallbacks=bool(settings.fallback_port)),
+                EdgeHandler(
+                    controller,
+                    clock,
+                    serves_fallbacks=bool(settings.fallback_port),
+                    keeps_predictions=kit.redis is not None,
+                ),
                 "volary.gateway.v1.EdgeService",
             ),
         ],
@@ -120,15 +130,17 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
 
 def _fallback_server(kit: Resources[GatewaySettings], controller: Controller) -> AioServer:
     """Return the listener that answers for models without a living replica."""
+    kept = None if kit.redis is None else KeptPredictions(kit.redis, kit.clock)
+    last = LastPredictions(kept, controller.serving)
     servicers = [
         Servicer(
             v2_grpc.add_GRPCInferenceServiceServicer_to_server,
-            FallbackV2Handler(controller.fallbacks),
+            FallbackV2Handler(controller.fallbacks, last),
             fallback.V2_SERVICE,
         ),
         Servicer(
             prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server,
-            FallbackPredictionHandler(controller.fallbacks),
+            FallbackPredictionHandler(controller.fallbacks, last),
             fallback.PREDICTION_SERVICE,
         ),
     ]

@@ -153,6 +153,7 @@ fallbacks = sa.Table(
     sa.Column("tier", sa.Text, nullable=False),
     sa.Column("outputs", JSONB, nullable=False),
     sa.Column("updated_us", sa.BigInteger, nullable=False),
+    sa.Column("cached_us", sa.BigInteger, nullable=False),
 )
 
 projects = sa.Table(

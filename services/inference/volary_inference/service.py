@@ -27,6 +27,7 @@ from volary_inference.domain.versions import Versions
 from volary_inference.feature_source import FeatureSource
 from volary_inference.handlers import control, prediction, v2
 from volary_inference.handlers.v2_extensions import ExtendedV2Handler, V2Extensions
+from volary_inference.last_predictions import LastPredictions
 from volary_inference.lifecycle import trial
 from volary_inference.lifecycle.attachment import Attachment, Reporter
 from volary_inference.lifecycle.crashes import Crashes, RunJournal
@@ -70,7 +71,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     file = DesiredFile(settings.data_dir / f"desired-{settings.instance}.json")
     journal = RunJournal(settings.data_dir / f"running-{settings.instance}")
     residence = _residence(kit, versions)
-    keeper = _keeper(kit, versions, journal, native, residence)
+    last = _last_predictions(kit)
+    keeper = _keeper(kit, versions, journal, native, residence, last)
     regions = Regions(settings.shared_memory_prefix) if settings.shared_memory_prefix else None
     repository = Repository(keeper, versions, asyncio.get_running_loop())
     extensions = V2Extensions(repository, regions, is_traced=settings.otlp_endpoint is not None)
@@ -102,6 +104,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
             regions.close()
         if stream is not None:
             await asyncio.to_thread(stream.close, FLUSH_S)
+        if last is not None:
+            await asyncio.to_thread(last.close, FLUSH_S)
         kit.registry.unregister(collector)
 
 
@@ -111,6 +115,7 @@ def _keeper(
     journal: RunJournal,
     native: NativeEngine | None,
     residence: Residence,
+    last: LastPredictions | None,
 ) -> Keeper:
     """Accuse what ran when the process before crashed, then begin a journal of this one's runs."""
     settings = kit.settings
@@ -128,7 +133,7 @@ def _keeper(
     if settings.cuda and settings.tensorrt:
         raise SettingsError("VOLARY_INFERENCE_CUDA: graphs run on TensorRT or by CUDA, not both")
     plans = PlanCache(settings.data_dir / "plans") if settings.tensorrt else None
-    loader = loader_of(kit, native, journal, residence, plans, _replies(kit))
+    loader = loader_of(kit, native, journal, residence, plans, _replies(kit), last)
     return Keeper(versions, packages, loader, trials, kit.clock)
 
 
@@ -137,6 +142,14 @@ def _replies(kit: Kit) -> RedisReplies | None:
     if settings.redis_url is None:
         return None
     return RedisReplies(settings.redis_url, settings.response_cache_timeout_s, kit.clock)
+
+
+def _last_predictions(kit: Kit) -> LastPredictions | None:
+    if kit.settings.redis_url is None:
+        return None
+    last = LastPredictions(redis_client(kit.settings.redis_url), kit.clock)
+    last.start()
+    return last
 
 
 def _residence(kit: Kit, versions: Versions) -> Residence:
@@ -176,6 +189,7 @@ def _attachment(
         keeper=keeper,
         health=kit.health,
         engine=engine,
+        clock=kit.clock,
     )
     return Attachment(kit.channels.to("gateway"), reporter, keeper, file, kit.health, kit.clock)
 

@@ -20,12 +20,26 @@ from volary_cli.launcher.settings import SPAN, LauncherSettings
         ("VOLARY_TEMPORAL_ADDRESS", "temporal"),
         ("VOLARY_PORT_BASE", "80"),
         ("VOLARY_PORT_BASE", "ninety"),
+        ("VOLARY_SCALE_FALL_S", "-1"),
     ],
 )
 def test_a_broken_key_is_named(monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
     monkeypatch.setenv(key, value)
     with pytest.raises(ConfigurationError, match=key):
         LauncherSettings.read()
+
+
+def test_waits_of_scaling_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOLARY_SCALE_HIGH_MS", "2.5")
+    monkeypatch.setenv("VOLARY_SCALE_LOW_MS", "0.5")
+    monkeypatch.setenv("VOLARY_SCALE_FALL_S", "4")
+    policy = LauncherSettings.read().scaling(1, 3)
+    assert (policy.minimum, policy.maximum) == (1, 3)
+    assert (policy.high_us, policy.low_us) == (2_500, 500)
+    assert (policy.rise_s, policy.fall_s) == (3, 4)
+    monkeypatch.setenv("VOLARY_SCALE_LOW_MS", "2.5")
+    with pytest.raises(ConfigurationError, match="VOLARY_SCALE_LOW_MS"):
+        LauncherSettings.read().scaling(1, 3)
 
 
 def test_engines_that_exist_are_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ class Mesh:
     advertised_port: int = 0
     fallback_port: int = field(default_factory=free_port)
     model: str = "flights"  # each test has a model of its own
+    redis_url: str = ""
 
     def __post_init__(self) -> None:
         self.keys = {
@@ -136,6 +137,8 @@ class Mesh:
             "ENVOY_ADMIN": f"127.0.0.1:{self.admin_port}",
             "ENVOY_CREDENTIAL_FILE": self.folder / "credential.json",
         }
+        if self.redis_url:
+            settings["REDIS_URL"] = self.redis_url
         env = {f"VOLARY_GATEWAY_{key}": str(value) for key, value in settings.items()}
         self.log = self.folder / "gateway.log"
         self.gateway = subprocess.Popen(
@@ -258,9 +261,11 @@ class Mesh:
 
 
 @asynccontextmanager
-async def mesh(folder: Path, database_url: str, backends: list[Backend]) -> AsyncIterator[Mesh]:
+async def mesh(
+    folder: Path, database_url: str, backends: list[Backend], redis_url: str = ""
+) -> AsyncIterator[Mesh]:
     """Run gateway and Envoy with a replica for each backend."""
-    running = Mesh(folder, database_url)
+    running = Mesh(folder, database_url, redis_url=redis_url)
     running.start_gateway()
     tasks = []
     try:

@@ -97,6 +97,7 @@ class Backend(v2_grpc.GRPCInferenceServiceServicer):
         self.name = name
         self.seen: list[Seen] = []
         self.fail: grpc.StatusCode | None = None
+        self.load = ""  # what it reports of its load with each reply
         self.port = free_port()
 
     def start(self) -> Backend:
@@ -143,7 +144,10 @@ class Backend(v2_grpc.GRPCInferenceServiceServicer):
         metadata = {k: v for k, v in context.invocation_metadata() if isinstance(v, str)}
         self.seen.append(Seen(method, metadata, context.time_remaining() or 0.0))
         version = metadata.get("volary-version", "")
-        context.set_trailing_metadata((("volary-version", version), ("volary-tier", "model")))
+        marks = [("volary-version", version), ("volary-tier", "model")]
+        if self.load:
+            marks.append(("endpoint-load-metrics", self.load))
+        context.set_trailing_metadata(tuple(marks))
         if self.fail is not None:
             await context.abort(self.fail, "told to fail")
 

@@ -330,6 +330,19 @@ async def test_missing_sticky_key_has_an_explicit_answer(edge: Edge):
     assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STICKY_KEY_MISSING")
 
 
+async def test_call_without_its_key_is_drawn_at_random_where_that_is_asked_for(edge: Edge):
+    random = Stickiness("x-user", "r1", MissingKey.RANDOM)
+    await edge.push((2, 5_000), (1, 5_000), stickiness=random)
+    replies = [await edge.infer() for _ in range(200)]
+    assert 62 <= backends_of(replies)["two"] <= 138  # 100 +- 5.4 standard deviations
+    for seen in (*edge.one.calls(), *edge.two.calls()):  # evidence, but of no user
+        assert seen["volary-route"] == f"flights/r1/canary/{edge.generation}"
+        assert "volary-user" not in seen
+    users = {user: backends_of([await edge.infer(metadata=(*edge.key, ("x-user", user)))
+             for _ in range(3)]) for user in ("ann", "bob", "eve")}  # fmt: skip
+    assert all(len(drawn) == 1 for drawn in users.values())
+
+
 async def test_copy_carries_the_shadows_version_and_its_primarys_request_key(edge: Edge):
     await edge.push((1, 10_000), shadow=Shadow(2, 10_000))
     for _ in range(20):

@@ -183,6 +183,16 @@ async def test_grpc_web_is_answered_in_its_own_framing(edge: Edge):
     assert b"grpc-status:0" in trailers
 
 
+async def test_refusal_comes_in_the_framing_of_grpc_web(edge: Edge):
+    message = v2.ModelInferRequest(model_name="none").SerializeToString()
+    frame = b"\0" + struct.pack(">I", len(message)) + message
+    status, reply, headers = await edge.post(INFER, frame, "application/grpc-web+proto")
+    told = reply.decode(errors="replace") + "".join(f"{k}:{v}" for k, v in headers.items())
+    assert status == 200
+    assert f"grpc-status:{grpc.StatusCode.NOT_FOUND.value[0]}" in told.replace(" ", "")
+    assert sum(len(each.calls()) for each in edge.replicas) == 0
+
+
 async def test_share_of_the_calls_is_mirrored(edge: Edge):
     await edge.serve(shadow=Shadow(2, 2_500))
     await edge.codes(400)
@@ -228,6 +238,54 @@ async def test_model_that_declares_none_is_unavailable(edge: Edge):
     finally:
         for replica in edge.replicas:
             await _revive(replica)
+
+
+def load_of(calls_per_s: float, in_flight: float) -> str:
+    return f"TEXT application_utilization={in_flight},rps_fractional={calls_per_s}"
+
+
+async def test_replica_that_reports_more_load_gets_less(edge: Edge):
+    calm, busy = edge.replicas
+
+    async def calls(number: int) -> Counter:
+        for replica in edge.replicas:
+            replica.seen.clear()
+        await edge.codes(number)
+        return Counter({replica.name: len(replica.calls()) for replica in edge.replicas})
+
+    await eventually(lambda: calls(100), lambda found: min(found.values()) >= 45)
+    # the same calls a second, and four times as many of them at a time: a quarter of the weight
+    calm.load, busy.load = load_of(10, 0.1), load_of(10, 0.4)
+    try:
+        await eventually(lambda: calls(100), lambda found: 15 <= found[busy.name] <= 25)
+        # it recovers, and gets its half again
+        busy.load = calm.load
+        await eventually(lambda: calls(100), lambda found: found[busy.name] >= 45)
+    finally:
+        calm.load = busy.load = ""
+
+
+async def test_report_of_load_is_for_no_caller(edge: Edge):
+    for replica in edge.replicas:
+        replica.load = load_of(10, 0.1)
+    try:
+        key = (("x-api-key", edge.rig.token()),)
+        request = v2.ModelInferRequest(model_name="flights")
+        call = edge.stub.ModelInfer(request, metadata=key, timeout=5)
+        await call
+        trailing = dict(await call.trailing_metadata())
+    finally:
+        for replica in edge.replicas:
+            replica.load = ""
+    assert trailing["volary-tier"] == "model"
+    assert "endpoint-load-metrics" not in trailing
+
+
+async def eventually(look, is_true, timeout_s: float = 60) -> None:
+    """Look until what is seen holds; fail loudly with the last that was seen."""
+    end = asyncio.get_running_loop().time() + timeout_s
+    while not is_true(found := await look()):
+        assert asyncio.get_running_loop().time() < end, found
 
 
 async def _revive(backend: Backend) -> None:

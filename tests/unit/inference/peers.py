@@ -49,7 +49,7 @@ class Keys:
         keys = [key.public_jwk() for key in (inference, self._worker)]
         write_jwks(self.jwks, [*keys, self.issuer.public_jwk(KEY_ISSUER)])
 
-    def api_key(self, *roles: str, project: str = PROJECT) -> str:
+    def api_key(self, *roles: str, project: str = PROJECT, key_id: str | None = None) -> str:
         return mint_api_key(
             self.issuer,
             "tester",
@@ -57,6 +57,7 @@ class Keys:
             project=project,
             life_s=600,
             clock=CLOCK,
+            key_id=key_id,
         )
 
     def service_token(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +16,7 @@ from volary.events.v1 import event_pb2
 from volary.inference.v1 import control_service_pb2, prediction_service_pb2
 from volary.values.v1 import value_pb2
 from volary_kit import errors
+from volary_kit.revocations import write_revocations
 from volary_kit.testing import eventually
 from volary_kit.timestamps import from_us, to_us
 
@@ -85,7 +87,7 @@ async def serving(
     second = peers.registry.versions["projects/default/models/m/versions/2"]
     second.pipeline.steps.add(name="only", digest=second.digest)
     replica = Replica(tmp_path_factory.mktemp("replica"), peers.keys, peers, redis_url, engine)
-    replica.start("--failpoints")
+    replica.start("--failpoints", VOLARY_INFERENCE_REVOCATIONS_FILE=str(_revoked(peers.keys)))
     await replica.ready()
     yield replica
     replica.close()
@@ -112,6 +114,25 @@ async def test_raw_and_typed_calls_get_the_same_answer_with_its_provenance(
     assert parameters["volary_prediction_id"].string_param.endswith(".1.1")
     trailers = dict(await call.trailing_metadata())
     assert (trailers["volary-version"], trailers["volary-tier"]) == ("1", "model")
+
+
+async def test_replies_report_the_load_of_their_version_to_envoy(serving: Replica) -> None:
+    """The report is among the trailers, where the router looks for it."""
+    stub, found = serving.v2(), {}
+
+    async def is_reported() -> bool:
+        call = stub.ModelInfer(raw_request([[1.0, 2.0, 3.0]]))
+        await call
+        found.update(await call.trailing_metadata())
+        return "endpoint-load-metrics" in found
+
+    await eventually(is_reported, within_s=30, what="a report of load")
+    kind, _, text = found["endpoint-load-metrics"].partition(" ")
+    values = {name: float(value) for name, value in (pair.split("=") for pair in text.split(","))}
+    assert (kind, values.keys()) == ("TEXT", {"application_utilization", "rps_fractional"})
+    seconds_a_call = values["application_utilization"] / values["rps_fractional"]
+    assert 0 < seconds_a_call < 10
+    assert found["volary-tier"] == "model"
 
 
 async def test_the_version_is_the_headers_else_the_messages_else_production(
@@ -248,6 +269,32 @@ async def test_the_server_describes_itself_and_its_models(serving: Replica) -> N
     with pytest.raises(errors.Unimplemented):
         inside = serving.v2(serving.keys.service_token())
         await inside.CudaSharedMemoryStatus(v2.CudaSharedMemoryStatusRequest())
+
+
+def _revoked(keys: Keys) -> Path:
+    return keys.jwks.with_name("revoked.json")
+
+
+async def test_a_revoked_key_is_refused_by_a_replica_that_is_called_directly(
+    serving: Replica,
+) -> None:
+    key_id = f"lost-{serving.engine}"
+    lost, other = serving.keys.api_key(key_id=key_id), serving.keys.api_key(key_id="other")
+    request = raw_request(ROWS)
+    await serving.v2(lost).ModelInfer(request)
+    write_revocations(_revoked(serving.keys), [key_id])
+    stub, found = serving.v2(lost), {}
+
+    async def is_refused() -> bool:
+        try:
+            await stub.ModelInfer(request)
+        except errors.Unauthenticated as error:
+            found["reason"] = error.reason
+        return "reason" in found
+
+    await eventually(is_refused, within_s=30, what="refusal of the revoked key")
+    assert found["reason"] == "CREDENTIAL_REVOKED"
+    await serving.v2(other).ModelInfer(request)
 
 
 async def test_another_project_sees_nothing(serving: Replica) -> None:

@@ -1,4 +1,4 @@
-"""What a call gets when no replica can answer it."""
+"""What a call gets when no replica can answer it: the last prediction, then what is declared."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Fallback:
     tier: FallbackTier
     outputs: tuple[FallbackOutput, ...]
     updated_us: int
+    cached_us: int = 0  # how old the last prediction of the same question may be; 0: none comes
 
 
 def check_fallback(tier: FallbackTier, outputs: Sequence[FallbackOutput]) -> None:

@@ -8,7 +8,7 @@ from volary_kit.clock import Clock
 from volary_kit.errors import FailedPrecondition, NotFound
 from volary_kit.names import parse, project_of
 from volary_kit.pages import cut, page_of
-from volary_kit.timestamps import from_us
+from volary_kit.timestamps import duration_from_us, duration_us, from_us
 
 from volary_gateway.controller import Controller
 from volary_gateway.domain.fallbacks import (
@@ -36,10 +36,18 @@ TIER_OF = {number: tier for tier, number in TIERS.items()}
 class EdgeHandler(edge_service_pb2_grpc.EdgeServiceServicer):
     """Manage limits and fallbacks."""
 
-    def __init__(self, controller: Controller, clock: Clock, *, serves_fallbacks: bool) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        clock: Clock,
+        *,
+        serves_fallbacks: bool,
+        keeps_predictions: bool,
+    ) -> None:
         self._controller = controller
         self._clock = clock
         self._serves_fallbacks = serves_fallbacks
+        self._keeps_predictions = keeps_predictions
 
     async def SetLimit(
         self, request: edge_service_pb2.SetLimitRequest, context: Context
@@ -86,7 +94,12 @@ class EdgeHandler(edge_service_pb2_grpc.EdgeServiceServicer):
         tier = TIER_OF[asked.tier]
         check_fallback(tier, outputs)
         model = model_of(asked.name, template=FALLBACK, field="fallback.name")
-        fallback = Fallback(model, tier, outputs, self._clock.now_us())
+        cached_us = duration_us(asked.cached_for) if asked.HasField("cached_for") else 0
+        if cached_us and not self._keeps_predictions:
+            raise FailedPrecondition(
+                "PREDICTIONS_NOT_KEPT", "this gateway has no redis_url: set it first"
+            )
+        fallback = Fallback(model, tier, outputs, self._clock.now_us(), cached_us)
         await self._controller.set_fallback(fallback)
         return _fallback(fallback)
 
@@ -142,4 +155,5 @@ def _fallback(fallback: Fallback) -> edge_pb2.Fallback:
             edge_pb2.FallbackOutput(name=output.name, row=output.row) for output in fallback.outputs
         ],
         update_time=from_us(fallback.updated_us),
+        cached_for=duration_from_us(fallback.cached_us) if fallback.cached_us else None,
     )

@@ -64,6 +64,7 @@ async def every_fallback(transaction: Transaction) -> dict[ModelName, Fallback]:
             FallbackTier(row["tier"]),
             tuple(FallbackOutput(name, tuple(values)) for name, values in row["outputs"]),
             row["updated_us"],
+            row["cached_us"],
         )
         for row in rows
     ]
@@ -77,6 +78,7 @@ async def save_fallback(transaction: Transaction, fallback: Fallback) -> None:
         "tier": fallback.tier.value,
         "outputs": [[output.name, list(output.row)] for output in fallback.outputs],
         "updated_us": fallback.updated_us,
+        "cached_us": fallback.cached_us,
     }
     statement = insert(fallbacks).values(key | values)
     await transaction.execute(

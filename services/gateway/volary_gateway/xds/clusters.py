@@ -9,8 +9,11 @@ import ipaddress
 from collections.abc import Iterable
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
-from envoy.config.core.v3 import address_pb2, health_check_pb2, protocol_pb2
+from envoy.config.core.v3 import address_pb2, extension_pb2, health_check_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3 import (
+    client_side_weighted_round_robin_pb2,
+)
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -27,6 +30,11 @@ CONNECT_TIMEOUT_S = 0.5
 CHECK_AUTHORITY = "inference"
 CHECK_JITTER_PERCENT = 20
 REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
+BY_LOAD = "envoy.load_balancing_policies.client_side_weighted_round_robin"
+# thousands of clusters look at their weights on one thread: not more often than it matters
+WEIGHTS_S = 2.0
+TRUSTED_AFTER_S = 3.0  # a replica that has just come reports what its first calls took
+FORGOTTEN_AFTER_S = 30.0  # of a replica that stopped to report
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -46,7 +54,7 @@ def replica_cluster(name: str) -> Cluster:
         type=Cluster.EDS,
         eds_cluster_config=Cluster.EdsClusterConfig(eds_config=ads()),
         connect_timeout=seconds(CONNECT_TIMEOUT_S),
-        lb_policy=Cluster.ROUND_ROBIN,
+        load_balancing_policy=_by_load(),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
         circuit_breakers=_breakers(),
         outlier_detection=_ejection(),
@@ -115,6 +123,24 @@ def _http_options() -> http_protocol_options_pb2.HttpProtocolOptions:
         protocol_pb2.Http2ProtocolOptions()
     )
     return options
+
+
+def _by_load() -> cluster_pb2.LoadBalancingPolicy:
+    """Go round by weights: a replica that holds more calls for what it answers gets fewer.
+
+    They come with the replies (ORCA): a stream of reports from each host to each cluster would
+    be thousands. A host that reports nothing weighs what the others do on average.
+    """
+    config = client_side_weighted_round_robin_pb2.ClientSideWeightedRoundRobin(
+        blackout_period=seconds(TRUSTED_AFTER_S),
+        weight_expiration_period=seconds(FORGOTTEN_AFTER_S),
+        weight_update_period=seconds(WEIGHTS_S),
+    )
+    found = cluster_pb2.LoadBalancingPolicy()
+    found.policies.add().typed_extension_config.CopyFrom(
+        extension_pb2.TypedExtensionConfig(name=BY_LOAD, typed_config=pack(config))
+    )
+    return found
 
 
 def _no_panic() -> Cluster.CommonLbConfig:

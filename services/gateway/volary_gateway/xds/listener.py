@@ -14,6 +14,7 @@ from envoy.config.trace.v3 import http_tracer_pb2, opentelemetry_pb2
 from envoy.extensions.filters.http.grpc_field_extraction.v3 import config_pb2 as extraction_pb2
 from envoy.extensions.filters.http.grpc_json_transcoder.v3 import transcoder_pb2
 from envoy.extensions.filters.http.grpc_web.v3 import grpc_web_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as replies_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -41,6 +42,7 @@ MAX_MESSAGE_BYTES = 68 << 20  # 64 MiB of message and its framing
 MAX_HEADERS_KIB = 60
 JWT_CACHE = 4_096
 ISSUER = "volary"
+LOAD_REPORT = "endpoint-load-metrics"
 
 
 def edge_listener(edge: Edge) -> listener_pb2.Listener:
@@ -104,6 +106,14 @@ def _forged_headers() -> header_mutation_pb2.HeaderMutation:
     return mutations
 
 
+def _load_kept_back() -> replies_pb2.HeaderMutation:
+    """Remove the replica's report of its load, which is for Envoy and for no caller."""
+    config = replies_pb2.HeaderMutation()
+    config.mutations.response_trailers_mutations.add(remove=LOAD_REPORT)
+    config.mutations.response_mutations.add(remove=LOAD_REPORT)
+    return config
+
+
 def _filters(edge: Edge) -> list[HttpFilter]:
     services = edge.services.keys()
     return [
@@ -115,6 +125,7 @@ def _filters(edge: Edge) -> list[HttpFilter]:
         _filter("envoy.filters.http.grpc_field_extraction", _extraction(edge)),
         _script(LUA, routing(edge.methods, services)),
         HttpFilter(name=limits.NAME, config_discovery=limits.limits_source()),
+        _filter("envoy.filters.http.header_mutation", _load_kept_back()),
         _filter("envoy.filters.http.router", router_pb2.Router(upstream_log=[attempt_log()])),
     ]
 

@@ -33,6 +33,7 @@ use crate::wire::{
 
 const VERSION: HeaderName = HeaderName::from_static("volary-version");
 const TIER: HeaderName = HeaderName::from_static("volary-tier");
+const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 const MAX_KEY: usize = 128;
 const SERVING: i32 = 1;
@@ -350,6 +351,7 @@ fn note(asked: &Asked, took: Duration, answered: Option<&Answered>) {
         return;
     };
     statistics.success.add(took);
+    statistics.load.add(took, Instant::now());
     statistics.queue.add(part.queued);
     statistics.recent_queue_s += 0.05 * (part.queued.as_secs_f64() - statistics.recent_queue_s);
     statistics.last_us = (now_ns() / 1_000) as i64;
@@ -399,7 +401,7 @@ async fn infer(
             };
             let reply = reply_of(&asked, &answered, &call.origin);
             call.asked = Some(asked);
-            let response = replied(reply, &marks_of(&loaded, "model"));
+            let response = replied(reply, &marks_of_answer(&loaded));
             call.end(Code::Ok, None, Some(answered));
             response
         }
@@ -476,6 +478,15 @@ pub fn marks_of(loaded: &Loaded, tier: &'static str) -> [(HeaderName, HeaderValu
         (VERSION, loaded.number.clone()),
         (TIER, HeaderValue::from_static(tier)),
     ]
+}
+
+/// The marks of the model's own answer, with the version's load for Envoy.
+fn marks_of_answer(loaded: &Loaded) -> Vec<(HeaderName, HeaderValue)> {
+    let mut marks = Vec::with_capacity(3);
+    marks.extend(marks_of(loaded, "model"));
+    let report = loaded.version.statistics().load.report();
+    marks.extend(report.map(|report| (LOAD, report)));
+    marks
 }
 
 fn expired(method: Method) -> Refusal {

@@ -9,6 +9,7 @@ pub mod contract;
 pub mod credentials;
 pub mod decisions;
 mod infer;
+mod load;
 pub mod noted;
 mod plane;
 pub mod queue;

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::calibration::Calibration;
 use crate::decisions::Bands;
+use crate::load::RecentLoad;
 use crate::noted::Noted;
 use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
 use crate::tensors::Datatype;
@@ -119,6 +120,7 @@ pub struct Statistics {
     pub rows: u64,
     pub last_us: i64,
     pub recent_queue_s: f64,
+    pub load: RecentLoad,
     pub by_batch_size: BTreeMap<usize, Total>,
     pub closings: [u64; CLOSINGS.len()],
     pub expired: u64,

@@ -109,7 +109,7 @@ class PythonEngine:
                 self._record(version, request, ticket, elapsed_s, code=self._code_of(error))
                 raise
             return self._fallen_back(version, serving, request, ticket, elapsed_s, instead)
-        serving.guard.answered(request, reply.outputs)
+        serving.guard.answered(request, reply)
         if responses is not None:
             responses.put(request.key.name, version.digest, names, inputs, reply.outputs)
         elapsed_s = self._clock.monotonic_s() - began_s
@@ -215,7 +215,7 @@ class PythonEngine:
             decision=decision_of(serving, outputs),
             precision=version.precision,
         )
-        return InferReply(outputs, provenance)
+        return InferReply(outputs, provenance, serving.statistics.load)
 
     def _from_tier(
         self,

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from volary_kit import expressions, serving
@@ -27,7 +28,7 @@ from volary_kit.expressions import Expression
 
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.decisions import Bands, Calibration
-from volary_inference.domain.predictions import InferRequest
+from volary_inference.domain.predictions import InferReply, InferRequest
 from volary_inference.domain.responses import NoStore, ReplyStore, Responses
 from volary_inference.domain.signatures import Signature
 from volary_inference.domain.tensors import Tensor
@@ -37,6 +38,7 @@ TIER_CACHE, TIER_RULE, TIER_NONE = "cache", "rule", "none"
 REPLACED = (ResourceExhausted, Unavailable, Internal)
 FAILED = (Internal, DeadlineExceeded)  # and this is what a breaker counts
 MICROS = 1_000_000
+MAX_KEPT_BYTES = 16 << 10  # of inputs and outputs of one call
 Outputs = tuple[Tensor, ...]
 
 
@@ -91,6 +93,11 @@ class ReplyCache:
         self._lock = threading.Lock()
         self._replies: OrderedDict[Hashable, tuple[float, Outputs]] = OrderedDict()
 
+    @property
+    def max_age_us(self) -> int:
+        """How old an answer may be."""
+        return self._rule.max_age
+
     def put(self, key: Hashable, outputs: Outputs) -> None:
         """Remember what the model said."""
         with self._lock:
@@ -106,6 +113,23 @@ class ReplyCache:
         if found is None or self._clock.monotonic_s() - found[0] > self._rule.max_age / MICROS:
             return None
         return found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a version answered to a call, and for how long that may stand in for an answer."""
+
+    request: InferRequest
+    reply: InferReply
+    max_age_us: int
+
+
+class Keeper(Protocol):
+    """Keeps what versions said last where it outlives the replica; never holds up a call."""
+
+    def keep(self, said: Said) -> None:
+        """Keep it in place of what the version said before to the same question."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -143,6 +167,7 @@ class Guard:
 
     breaker: CircuitBreaker | None = None
     cache: ReplyCache | None = None
+    keeper: Keeper | None = None  # what it is told outlives the replica
     rule: Rule | None = None
     has_none: bool = False
     calibration: Calibration | None = None
@@ -171,12 +196,14 @@ class Guard:
         if self.breaker is not None:
             self.breaker.enter()
 
-    def answered(self, request: InferRequest, outputs: Outputs) -> None:
+    def answered(self, request: InferRequest, reply: InferReply) -> None:
         """Learn what the model said."""
         if self.breaker is not None:
             self.breaker.note(has_failed=False)
         if self.cache is not None:
-            self.cache.put(_key_of(request), outputs)
+            self.cache.put(_key_of(request), reply.outputs)
+            if self.keeper is not None and _is_to_be_kept(request, reply):
+                self.keeper.keep(Said(request, reply, self.cache.max_age_us))
 
     def instead(
         self, request: InferRequest, error: VolaryError, known: Mapping[str, float] | None = None
@@ -206,16 +233,19 @@ def guard_of(
     signature: Signature,
     clock: Clock,
     store: ReplyStore | None = None,
+    keeper: Keeper | None = None,
 ) -> Guard:
     """Build what a declaration asks for; raise InvalidArgument where it does not fit the graph.
 
-    `store` keeps replies; without one a declared response cache never has any.
+    `store` keeps replies; without one a declared response cache never has any. `keeper` is told
+    what a version with a declared cache says.
     """
     declared.require_features()
     fallback, caching = declared.fallback, declared.response_cache
     return Guard(
         breaker=CircuitBreaker(declared.breaker, clock) if declared.breaker else None,
         cache=ReplyCache(fallback.cache, clock) if fallback.cache else None,
+        keeper=keeper,
         rule=None if fallback.rule is None else _rule(declared, fallback.rule, signature),
         has_none=fallback.none,
         responses=Responses(caching, store or NoStore(), clock) if caching else None,
@@ -233,6 +263,18 @@ def _rule(declared: serving.Serving, text: str, signature: Signature) -> Rule:
     return Rule(
         expressions.read(text), tuple(declared.features), numbers[0].name, numbers[0].datatype
     )
+
+
+def _is_to_be_kept(request: InferRequest, reply: InferReply) -> bool:
+    """Say whether others may be answered so: not with a shadow's reply, nor with a large one."""
+    size = sum(_size_of(each) for each in (*request.inputs, *reply.outputs))
+    return not request.origin.is_shadow and size <= MAX_KEPT_BYTES
+
+
+def _size_of(tensor: Tensor) -> int:
+    if tensor.array.dtype.kind == "O":
+        return sum(len(each) for each in tensor.array.ravel())
+    return tensor.array.nbytes
 
 
 def _key_of(request: InferRequest) -> Hashable:

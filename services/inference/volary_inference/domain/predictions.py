@@ -161,6 +161,7 @@ class InferReply:
 
     outputs: tuple[Tensor, ...]
     provenance: Provenance
+    load: str = ""  # of the version here, as Envoy reads it
 
 
 def prediction_id(origin: Origin, version: int) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from volary_inference.domain.batching import Closing
+from volary_inference.domain.load import RecentLoad
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Statistics:
     _dropped: Counter[str] = field(default_factory=Counter)
     _recent_queue_s: float = 0.0
     _tiers: Counter[str] = field(default_factory=Counter)
+    _load: RecentLoad = field(default_factory=RecentLoad)
 
     def ran(self, rows: int, seconds: float, closing: Closing) -> None:
         """Note one run of the batching thread."""
@@ -107,6 +109,12 @@ class Statistics:
             self._queue.add(queue_s)
             self._recent_queue_s += 0.05 * (queue_s - self._recent_queue_s)
             self._last_us = now_us
+            self._load.add(elapsed_s, now_us)
+
+    @property
+    def load(self) -> str:
+        """The version's load as Envoy reads it, empty until there is one."""
+        return self._load.report
 
     def failed(self, elapsed_s: float) -> None:
         """Note a call that was not."""

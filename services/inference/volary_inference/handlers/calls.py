@@ -26,6 +26,7 @@ Context = grpc.ServicerContext
 REFUSED = "volary-refused"  # set by the native engine: microseconds until there may be room
 BEHIND = "unix:"  # a peer that only the native engine can be
 VERSION, TIER, ROUTE, SHADOW = "volary-version", "volary-tier", "volary-route", "volary-shadow"
+LOAD = "endpoint-load-metrics"  # ORCA: how Envoy weighs this replica
 ATTEMPT = "x-envoy-attempt-count"
 
 
@@ -105,19 +106,27 @@ def submitted(engine: Engine, request: InferRequest, deadline_s: float) -> Infer
 class Mark:
     """Tells the router which version answered, and by which tier: also when it failed.
 
-    The tier is set by whoever has the reply.
+    Tier and load are set by whoever has the reply.
     """
 
-    __slots__ = ("_context", "_key", "tier")
+    __slots__ = ("_context", "_key", "load", "tier")
 
     def __init__(self, context: Context, key: VersionKey) -> None:
         self._context = context
         self._key = key
         self.tier = TIER_MODEL
+        self.load = ""
 
     def __enter__(self) -> Self:
         return self
 
+    def of(self, reply: InferReply) -> None:
+        """Take from a reply what the router is told of it."""
+        self.tier, self.load = reply.provenance.tier, reply.load
+
     def __exit__(self, kind: object, _error: object, _trace: object) -> None:
         tier = self.tier if kind is None else TIER_NONE
-        self._context.set_trailing_metadata(((VERSION, str(self._key.version)), (TIER, tier)))
+        marks = ((VERSION, str(self._key.version)), (TIER, tier))
+        if self.load:
+            marks = (*marks, (LOAD, self.load))
+        self._context.set_trailing_metadata(marks)

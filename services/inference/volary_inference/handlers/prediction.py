@@ -67,7 +67,7 @@ class PredictionHandler(_Servicer):
                 reply = submitted(self._engine, asked.request, call.deadline_s)
             else:
                 reply = self._engine.instead(asked.request, asked.known, asked.away)
-            asked.mark.tier = reply.provenance.tier
+            asked.mark.of(reply)
         return _response(reply, asked.vector, call)
 
     def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
@@ -82,7 +82,7 @@ class PredictionHandler(_Servicer):
             serving, row = asked.serving, asked.request.inputs[0].array[0]
             background = background_of(serving)
             reply = submitted(self._engine, asked.request, call.deadline_s)
-            asked.mark.tier = reply.provenance.tier
+            asked.mark.of(reply)
             if reply.provenance.tier != TIER_MODEL:
                 raise Unavailable("NOT_EXPLAINABLE_NOW", "the model itself did not answer")
             score = batched_score(serving, call.deadline_s, call.clock)

@@ -187,7 +187,7 @@ class V2Handler(_Servicer):
             )
             deadline_s = min(deadline_s, _asked_deadline_s(request, call))
             reply = submitted(self._engine, asked, deadline_s)
-            mark.tier = reply.provenance.tier
+            mark.of(reply)
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version=str(key.version), id=request.id
         )

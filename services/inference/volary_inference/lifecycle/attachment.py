@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 DEFAULT_LEASE_S = 5.0
 # thousands of versions that come one after another shall not have a report each of thousands
 WRITING_SHARE = 10  # a tenth of the time at most goes into reports
+QUIET_US = 2_000_000  # a version that nobody asked for so long has nobody waiting
 REPORTS_A_LEASE = 3  # two may be lost before the lease ends
 RECONNECT_S = (0.1, 2.0)
 STATES = {
@@ -46,7 +47,9 @@ class Reporter:
         keeper: Keeper,
         health: Health,
         engine: str,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._replica_id = replica_id
         self._incarnation = uuid.uuid4().hex
         self._address = address
@@ -66,7 +69,7 @@ class Reporter:
             versions=[loaded_version(version) for version in versions],
             draining=self._health.is_draining,
             engine=self._engine,
-            queue_time=duration_from_us(int(_queue_s(versions) * MICROS)),
+            queue_time=duration_from_us(int(queue_s(versions, self._clock.now_us()) * MICROS)),
         )
 
 
@@ -164,9 +167,10 @@ def loaded_version(version: Version) -> replica_pb2.LoadedVersion:
     )
 
 
-def _queue_s(versions: Iterable[Version]) -> float:
-    """Return the longest of the versions' mean queue times: what scaling looks at."""
-    return max(
-        (v.serving.snapshot().recent_queue_s for v in versions if v.serving is not None),
-        default=0.0,
-    )
+def queue_s(versions: Iterable[Version], now_us: int) -> float:
+    """Return the longest of the versions' mean queue times: what scaling looks at.
+
+    The mean moves with calls: where they have ceased it would say for ever that they wait.
+    """
+    seen = (v.serving.snapshot() for v in versions if v.serving is not None)
+    return max((s.recent_queue_s for s in seen if now_us - s.last_us < QUIET_US), default=0.0)

@@ -24,7 +24,7 @@ from volary_inference.backends.tensorrt import (
 )
 from volary_inference.domain.batching import Arrays, Batcher, BatchPolicy, RunFailed, Runner
 from volary_inference.domain.decisions import Calibration
-from volary_inference.domain.guarding import Guard, guard_of
+from volary_inference.domain.guarding import Guard, Keeper, guard_of
 from volary_inference.domain.instances import Instances
 from volary_inference.domain.predictions import VersionKey
 from volary_inference.domain.responses import ReplyStore
@@ -54,12 +54,15 @@ class Loader:
         plans: PlanCache | None = None,
         replies: ReplyStore | None = None,
         *,
+        keeper: Keeper | None = None,
         is_on_cuda: bool = False,
     ) -> None:
         """`plans` says that graphs run on TensorRT, and where its engines are kept.
 
-        `replies` keeps what versions with a response cache have answered.
+        `replies` keeps what versions with a response cache have answered, `keeper` what those with
+        a cached fallback said last.
         """
+        self._keeper = keeper
         self._replies = replies
         self._is_on_cuda = is_on_cuda
         self._policy = policy
@@ -135,7 +138,7 @@ class Loader:
     def guard(self, signature: Signature, package: Package) -> Guard:
         """Build what stands around the graph; raise InvalidArgument where it does not fit."""
         declared = check_data(Declared, package.serving or {}, "serving")
-        guard = guard_of(declared, signature, self._clock, self._replies)
+        guard = guard_of(declared, signature, self._clock, self._replies, self._keeper)
         guard.instances = declared.instances
         if package.calibration is not None:
             guard.calibration = Calibration.from_document(package.calibration)

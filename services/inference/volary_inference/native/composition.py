@@ -17,6 +17,7 @@ from volary_inference.backends.tensorrt import PlanCache
 from volary_inference.domain.batching import BatchPolicy
 from volary_inference.domain.events import EventRing
 from volary_inference.domain.failpoints import Failpoints
+from volary_inference.domain.guarding import Keeper
 from volary_inference.domain.responses import ReplyStore
 from volary_inference.domain.versions import Versions
 from volary_inference.lifecycle.crashes import RunJournal
@@ -134,6 +135,7 @@ def loader_of(
     residence: Residence,
     plans: PlanCache | None,
     replies: ReplyStore | None = None,
+    keeper: Keeper | None = None,
 ) -> Loader:
     """Return what makes packages serve in the engine that runs.
 
@@ -145,6 +147,7 @@ def loader_of(
     )
     if native is None or residence.is_bounded or plans is not None or settings.cuda:
         return Loader(
-            policy, kit.clock, journal, residence, plans, replies, is_on_cuda=settings.cuda
-        )
-    return NativeLoader(native.module, policy, kit.clock, journal, residence, replies)
+            policy, kit.clock, journal, residence, plans, replies,
+            keeper=keeper, is_on_cuda=settings.cuda,
+        )  # fmt: skip
+    return NativeLoader(native.module, policy, kit.clock, journal, residence, replies, keeper)

@@ -15,7 +15,7 @@ from volary_inference.domain.batching import BatchPolicy, Runner
 from volary_inference.domain.datatypes import DATATYPES
 from volary_inference.domain.decisions import Calibration
 from volary_inference.domain.failpoints import Failpoints
-from volary_inference.domain.guarding import Guard
+from volary_inference.domain.guarding import Guard, Keeper
 from volary_inference.domain.predictions import VersionKey
 from volary_inference.domain.responses import ReplyStore
 from volary_inference.domain.run_times import RunTimes
@@ -74,8 +74,9 @@ class NativeLoader(Loader):
         journal: RunJournal | None = None,
         residence: Residence | None = None,
         replies: ReplyStore | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        super().__init__(policy, clock, journal, residence, replies=replies)
+        super().__init__(policy, clock, journal, residence, replies=replies, keeper=keeper)
         self._module = module
         self._batches = policy
         self._loaded: WeakKeyDictionary[Graph, NativeVersion] = WeakKeyDictionary()

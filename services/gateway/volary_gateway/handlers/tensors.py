@@ -1,0 +1,88 @@
+"""V2's typed contents and its raw bytes, one from the other."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from inference import grpc_service_pb2 as v2
+from volary_kit.last_predictions import TensorBytes
+
+LENGTH = struct.Struct("<I")
+TEXT = "BYTES"
+# by datatype: the field of the typed contents, and struct's letter; FP16 and BF16 come raw only
+TYPED = {
+    "BOOL": ("bool_contents", "?"),
+    "INT8": ("int_contents", "b"),
+    "INT16": ("int_contents", "h"),
+    "INT32": ("int_contents", "i"),
+    "INT64": ("int64_contents", "q"),
+    "UINT8": ("uint_contents", "B"),
+    "UINT16": ("uint_contents", "H"),
+    "UINT32": ("uint_contents", "I"),
+    "UINT64": ("uint64_contents", "Q"),
+    "FP32": ("fp32_contents", "f"),
+    "FP64": ("fp64_contents", "d"),
+    TEXT: ("bytes_contents", ""),
+}
+
+
+def inputs_of(request: v2.ModelInferRequest) -> list[TensorBytes] | None:
+    """Return a request's inputs as raw bytes; None for one that no version can have answered."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        return None
+    found: list[TensorBytes] = []
+    for index, row in enumerate(request.inputs):
+        data = raw[index] if raw else _packed(row)
+        if data is None:
+            return None
+        found.append((row.name, row.datatype, list(row.shape), data))
+    return found
+
+
+def fill_outputs(
+    reply: v2.ModelInferResponse, kept: v2.ModelInferResponse, *, is_raw: bool
+) -> None:
+    """Write a kept reply's outputs: raw when the call was, or when one has no typed form."""
+    is_raw = is_raw or any(row.datatype not in TYPED for row in kept.outputs)
+    for row, data in zip(kept.outputs, kept.raw_output_contents, strict=True):
+        output = reply.outputs.add(name=row.name, datatype=row.datatype, shape=list(row.shape))
+        if is_raw:
+            reply.raw_output_contents.append(data)
+        else:
+            getattr(output.contents, TYPED[row.datatype][0]).extend(values_of(row.datatype, data))
+
+
+def values_of(datatype: str, data: bytes) -> Sequence[object]:
+    """Return the elements of raw bytes; none of a datatype without a typed form."""
+    if datatype == TEXT:
+        return _split(data)
+    if datatype not in TYPED:
+        return ()
+    letter = TYPED[datatype][1]
+    return struct.unpack(f"<{len(data) // struct.calcsize(f'<{letter}')}{letter}", data)
+
+
+def _packed(row: v2.ModelInferRequest.InferInputTensor) -> bytes | None:
+    if row.datatype not in TYPED:
+        return None
+    field, letter = TYPED[row.datatype]
+    values = getattr(row.contents, field)
+    if row.datatype == TEXT:
+        return b"".join(LENGTH.pack(len(each)) + each for each in values)
+    try:
+        return struct.pack(f"<{len(values)}{letter}", *values)
+    except (struct.error, OverflowError):  # a value that does not fit its datatype
+        return None
+
+
+def _split(data: bytes) -> list[bytes]:
+    found: list[bytes] = []
+    at = 0
+    while at < len(data):
+        (length,) = LENGTH.unpack_from(data, at)
+        at += LENGTH.size
+        found.append(data[at : at + length])
+        at += length
+    return found
