@@ -226,6 +226,7 @@ pub async fn run(
         }
     };
     let answer = if queued.is_timed {
+        let _timed = turn.timed();
         let Ok(answer) = tokio::time::timeout_at(deadline.into(), queued.answer).await else {
             cancelled.store(true, Ordering::Relaxed);
             return late("the model did not answer in time");

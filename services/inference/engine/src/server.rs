@@ -69,6 +69,8 @@ async fn accept(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let answering = plane.clone();
     tokio::spawn(async move { answering.turn.answer().await });
+    let ticking = plane.clone();
+    tokio::spawn(async move { ticking.turn.tick().await });
     let (open, mut all_closed) = mpsc::channel::<()>(1);
     let watched = stopped.clone();
     loop {

@@ -6,11 +6,24 @@
 //! handed back by itself, this thread would take the core from the other one for each, and send
 //! each reply alone.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::version::{locked, Reply, Version};
+
+const TICK: Duration = Duration::from_millis(5);
+
+/// A call that a timer watches.
+pub struct Timed(Arc<Turn>);
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.0.timed.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The versions whose queued rows run at the end of this turn, and what other threads ran.
 #[derive(Default)]
@@ -18,6 +31,8 @@ pub struct Turn {
     versions: Mutex<Vec<Arc<Version>>>,
     replies: Mutex<Vec<Reply>>,
     has_replies: Notify,
+    timed: AtomicUsize,
+    has_timed: Notify,
 }
 
 impl Turn {
@@ -36,6 +51,25 @@ impl Turn {
             self.has_replies.notified().await;
             let replies = std::mem::take(&mut *locked(&self.replies));
             replies.into_iter().for_each(Reply::send);
+        }
+    }
+
+    /// Count a call in that a timer watches, until what is returned is dropped.
+    pub fn timed(self: &Arc<Self>) -> Timed {
+        if self.timed.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.has_timed.notify_one();
+        }
+        Timed(self.clone())
+    }
+
+    /// Tick while timers watch calls. A timer that is due before all others costs a call of the
+    /// system's own, which wakes the thread that sets it: no call's is, where a tick is before it.
+    pub async fn tick(&self) {
+        loop {
+            self.has_timed.notified().await;
+            while self.timed.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(TICK).await;
+            }
         }
     }
 
