@@ -3,8 +3,11 @@
 //! What is valid is answered here. What is not, and what this engine has no answer to, goes to
 //! the Python engine with every byte of it: there is one implementation of each refusal.
 
+use std::future::{poll_fn, Future};
+use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -21,7 +24,9 @@ use crate::contract::volary::otlp::v1::SpanKind;
 use crate::contract::{Code, Refusal};
 use crate::credentials::Principal;
 use crate::infer::{self, Answered, Asked, Outcome};
+use crate::overload::{Overload, FULL, LATE};
 use crate::plane::{Loaded, Method, Plane};
+use crate::queue::NoRoom;
 use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
 use crate::replies::reply_of;
 use crate::stream;
@@ -43,10 +48,8 @@ const NOT_SERVING: i32 = 2;
 pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Some(method) = Method::of(parts.uri.path()) else {
-        return plane
-            .upstream
-            .answer(parts, Body::passing(Default::default(), Some(body)))
-            .await;
+        let body = Body::passing(Default::default(), Some(body));
+        return Box::pin(plane.upstream.answer(parts, body)).await;
     };
     let call = Running::begin(plane, method, &parts.headers);
     if let Some(refusal) = call.full() {
@@ -61,7 +64,13 @@ pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<B
             .await;
     };
     let limit = call.plane.row(method).max_request_bytes;
-    let gathered = match tokio::time::timeout_at(deadline.into(), gather(body, limit)).await {
+    let mut gathering = pin!(gather(body, limit));
+    let first = poll_fn(|context| Poll::Ready(gathering.as_mut().poll(context))).await;
+    let gathered = match first {
+        Poll::Ready(gathered) => Ok(gathered), // most are whole when they are seen: no timer
+        Poll::Pending => Box::pin(tokio::time::timeout_at(deadline.into(), gathering)).await,
+    };
+    let gathered = match gathered {
         Err(_) => return call.refuse(&expired(method), None),
         Ok(None) => return call.cancelled(),
         Ok(Some(gathered)) => gathered,
@@ -175,7 +184,16 @@ impl Running {
         Some(self.began + limit)
     }
 
-    pub async fn hand_over(mut self, mut parts: Parts, body: Body) -> Response<Body> {
+    /// Let Python answer; in memory of its own, which calls that are answered here do not need.
+    pub fn hand_over(
+        self,
+        parts: Parts,
+        body: Body,
+    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
+        Box::pin(self.handed_over(parts, body))
+    }
+
+    async fn handed_over(mut self, mut parts: Parts, body: Body) -> Response<Body> {
         self.leave();
         // its time began here
         if let Ok(Some(asked)) = timeout_of(&parts.headers) {
@@ -183,6 +201,20 @@ impl Running {
             parts.headers.insert(TIMEOUT, left);
         }
         self.plane.upstream.answer(parts, body).await
+    }
+
+    /// Refuse at the door: counted, and nothing else is left of it.
+    fn turn_away(
+        mut self,
+        why: &'static Overload,
+        retry: Duration,
+        loaded: &Loaded,
+    ) -> Response<Body> {
+        let took = self.began.elapsed();
+        self.leave();
+        self.plane.count(self.method, Code::ResourceExhausted, took);
+        loaded.version.statistics().failure.add(took);
+        why.response(retry, &marks_of(loaded, "none"))
     }
 
     fn reply(
@@ -375,10 +407,22 @@ async fn infer(
     let principal = call
         .plane
         .principal_of(call.method, &parts.headers, call.began);
+    let header = text_of(&parts.headers, "volary-version");
+    let meant = principal.as_ref().and_then(|principal| {
+        let message = gathered.message.as_ref()?;
+        infer::meant(&call.plane.table(), &principal.project, message, header)
+    });
+    // where a lower tier may answer, it has to be known what was asked
+    if let Some(loaded) = meant.filter(|loaded| !loaded.version.has_tiers.load(Ordering::Relaxed)) {
+        match loaded.version.refusal(deadline, Instant::now()) {
+            Some(NoRoom::Late(retry)) => return call.turn_away(&LATE, retry, &loaded),
+            Some(NoRoom::Full(retry)) => return call.turn_away(&FULL, retry, &loaded),
+            Some(NoRoom::Closing) | None => (),
+        }
+    }
     let plan = principal.and_then(|principal| {
         let request = ModelInferRequest::decode(gathered.message.clone()?).ok()?;
         let table = call.plane.table();
-        let header = text_of(&parts.headers, "volary-version");
         let asked = infer::planned(&table, &principal.project, request, header)?;
         Some(asked)
     });
@@ -521,17 +565,18 @@ fn origin_of(headers: &HeaderMap, is_traced: bool) -> Origin {
 
 /// A random UUID (RFC 9562, version 4).
 fn new_key() -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let bits = fastrand::u128(..);
     let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
-    let hex = format!("{bits:032x}");
-    let (a, b, c, d, e) = (
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    );
-    format!("{a}-{b}-{c}-{d}-{e}")
+    let mut text = String::with_capacity(36);
+    for (place, byte) in bits.to_be_bytes().into_iter().enumerate() {
+        if matches!(place, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 0xf)]));
+    }
+    text
 }
 
 /// `grpc.health.v1.HealthCheckRequest`, which is no part of the contract's descriptors.
@@ -551,6 +596,14 @@ struct HealthCheckResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_call_may_need_is_not_made_for_each() {
+        fn size<F>(_: impl Fn(Arc<Plane>, Request<Incoming>) -> F) -> usize {
+            std::mem::size_of::<F>()
+        }
+        assert!(size(answer) <= 2_048, "{}", size(answer)); // it is moved when it begins
+    }
 
     #[test]
     fn a_key_is_a_uuid() {

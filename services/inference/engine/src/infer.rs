@@ -20,7 +20,8 @@ use crate::version::{Array, NotRun, Part, Spec, Version};
 const MAX_SUBJECT: usize = 256;
 const MAX_FEATURES: usize = 4_096; // a row longer than this is no feature vector
 const PROBABILITY: &str = "probability";
-const TOO_LATE: &str = "the call could not finish within its deadline";
+pub const FULL: &str = "the queue of this version is full";
+pub const TOO_LATE: &str = "the call could not finish within its deadline";
 const LEAST_RETRY: Duration = Duration::from_millis(1);
 
 /// What a call wants of a version.
@@ -63,6 +64,25 @@ pub fn chosen(table: &Table, project: &str, model: &str, number: &str) -> Option
 fn number_of(text: &str) -> Option<i64> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| is_number)
+}
+
+/// The version that a message asks, by its first two fields alone: whether there is room for a call
+/// is known before it is read.
+pub fn meant(table: &Table, project: &str, message: &[u8], header: &str) -> Option<Arc<Loaded>> {
+    let mut data = message;
+    let model = named(&mut data, 1)?;
+    let number = named(&mut data, 2).unwrap_or("");
+    let number = if header.is_empty() { number } else { header };
+    chosen(table, project, model, number)
+}
+
+/// Take the text of a field that comes next.
+fn named<'a>(data: &mut &'a [u8], field: u8) -> Option<&'a str> {
+    let is_it = data.first() == Some(&(field << 3 | 2));
+    let length = usize::from(*data.get(1).filter(|length| is_it && **length < 0x80)?);
+    let text = data.get(2..2 + length)?;
+    *data = &data[2 + length..];
+    std::str::from_utf8(text).ok()
 }
 
 /// Read a request; None when it does not fit, or says what only Python understands.
@@ -188,7 +208,7 @@ pub async fn run(
     inputs: Vec<Array>,
     deadline: Instant,
     cancelled: Arc<AtomicBool>,
-    turn: &Turn,
+    turn: &Arc<Turn>,
 ) -> Outcome {
     let rows = match inputs.first() {
         Some(array) if loaded.version.is_batched() => array.shape[0] as usize,
@@ -199,13 +219,14 @@ pub async fn run(
         Ok(queued) => queued,
         Err(NoRoom::Closing) => return Outcome::NotHere,
         Err(NoRoom::Full(retry)) => {
-            return overloaded("the queue of this version is full", retry);
+            return overloaded(FULL, retry);
         }
         Err(NoRoom::Late(retry)) => {
             return overloaded(TOO_LATE, retry);
         }
     };
     let answer = if queued.is_timed {
+        let _timed = turn.timed();
         let Ok(answer) = tokio::time::timeout_at(deadline.into(), queued.answer).await else {
             cancelled.store(true, Ordering::Relaxed);
             return late("the model did not answer in time");
@@ -263,4 +284,38 @@ fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f
 fn states_confidence(spec: &Spec, array: &Array) -> bool {
     let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
     spec.name == PROBABILITY && is_one_a_row && spec.datatype.is_float()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_known_by_the_first_fields() {
+        let read = |model: &str, version: &str| {
+            let request = ModelInferRequest {
+                model_name: model.into(),
+                model_version: version.into(),
+                raw_input_contents: vec![Bytes::from_static(b"123")],
+                ..ModelInferRequest::default()
+            };
+            let data = request.encode_to_vec();
+            let mut left = &data[..];
+            let found = (named(&mut left, 1), named(&mut left, 2));
+            (found.0.map(str::to_owned), found.1.map(str::to_owned))
+        };
+        assert_eq!(read("m", "7"), (Some("m".into()), Some("7".into())));
+        assert_eq!(read("m", ""), (Some("m".into()), None));
+        assert_eq!(read("", "7").0, None);
+        assert_eq!(
+            read(&"m".repeat(128), "").0,
+            None,
+            "it is read as a whole then"
+        );
+        for cut in [&[][..], &[0x0a], &[0x0a, 2, b'm'], &[0x0a, 1, 0xff]] {
+            assert_eq!(named(&mut &cut[..], 1), None, "{cut:?}");
+        }
+    }
 }

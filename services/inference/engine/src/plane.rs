@@ -112,8 +112,8 @@ pub struct Plane {
     pub max_calls: usize,
     pub records: Records,
     pub upstream: Upstream,
-    pub turn: Turn,
     stream_timeout: OnceLock<Duration>,
+    pub turn: Arc<Turn>,
 }
 
 impl Plane {
@@ -150,8 +150,8 @@ impl Plane {
             max_calls,
             records,
             upstream,
-            turn: Turn::default(),
             stream_timeout: OnceLock::new(),
+            turn: Arc::default(),
         })
     }
 

@@ -7,11 +7,10 @@ use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use crate::run_times::RunTimes;
+use crate::share::Share;
 
-// of what waits before a call, on top: a queue that is as long as the deadline answers all too late
-const MARGIN: u32 = 2; // half
-                       // of the run that would be, to gather as many rows as the last one had: those who were answered
-                       // together ask again together, and a run of the first few of them makes all others wait for it
+// of the run that would be, to gather as many rows as the last one had: those who were answered
+// together ask again together, and a run of the first few of them makes all others wait for it
 const GATHERING: u32 = 8;
 
 /// Limits of a batch and of its queue.
@@ -100,7 +99,10 @@ pub struct Queue<T> {
     oldest: Instant,
     busy_until: Instant,
     last_rows: usize,
+    /// No call in the queue has a later deadline.
+    latest: Instant,
     is_closing: bool,
+    share: Share,
     pub run_times: RunTimes,
 }
 
@@ -114,24 +116,23 @@ impl<T: Waiting> Queue<T> {
             oldest: now,
             busy_until: now,
             last_rows: 0,
+            latest: now,
             is_closing: false,
+            share: Share::default(),
             run_times: RunTimes::default(),
         }
     }
 
     /// Take a call, or say why not: what cannot finish in time is refused at once.
     pub fn put(&mut self, waiting: T, deadline: Instant, now: Instant) -> Result<(), NoRoom> {
-        if self.is_closing {
-            return Err(NoRoom::Closing);
-        }
         let rows = waiting.rows();
-        if self.queued_rows + rows > self.policy.max_queued_rows && !self.heap.is_empty() {
-            return Err(NoRoom::Full(self.run_time(self.queued_rows, now)));
+        if let Some(why) = self.refusal(rows, deadline, now) {
+            return Err(why);
         }
-        let predicted = self.predict(rows, deadline, now);
-        if now + predicted > deadline {
-            return Err(NoRoom::Late(predicted));
-        }
+        self.latest = match self.heap.is_empty() {
+            true => deadline,
+            false => self.latest.max(deadline),
+        };
         if self.heap.is_empty() {
             self.oldest = now;
         }
@@ -145,6 +146,30 @@ impl<T: Waiting> Queue<T> {
             waiting,
         });
         Ok(())
+    }
+
+    /// Why a call of so many rows would not be taken now, if it would not be.
+    ///
+    /// One that finds others before it may wait for a share of its time only: the rest of it is
+    /// for what the estimate does not know.
+    pub fn refusal(&self, rows: usize, deadline: Instant, now: Instant) -> Option<NoRoom> {
+        if self.is_closing {
+            return Some(NoRoom::Closing);
+        }
+        if self.queued_rows + rows > self.policy.max_queued_rows && !self.heap.is_empty() {
+            return Some(NoRoom::Full(self.run_time(self.queued_rows, now)));
+        }
+        let predicted = self.predict(rows, deadline, now);
+        let left = deadline.saturating_duration_since(now);
+        // somebody has to show how long a run takes
+        let is_first = self.heap.is_empty() && self.busy_until <= now;
+        let bearable = if is_first { left } else { self.share.of(left) };
+        (deadline < now || predicted > bearable).then_some(NoRoom::Late(predicted))
+    }
+
+    /// Learn how many calls of a run were answered within their time.
+    pub fn saw(&mut self, in_time: usize, late: usize) {
+        self.share.saw(in_time, late);
     }
 
     /// Learn how long the run took that ended now.
@@ -202,6 +227,7 @@ impl<T: Waiting> Queue<T> {
                 .is_some_and(|entry| entry.deadline <= now || entry.deadline < hopeless)
             {
                 dropped.extend(self.pop());
+                self.share.saw(0, 1);
             }
             let closing = match self.closing(now) {
                 Ok(closing) => closing,
@@ -238,15 +264,13 @@ impl<T: Waiting> Queue<T> {
     /// The time until rows with that deadline would be answered.
     fn predict(&self, rows: usize, deadline: Instant, now: Instant) -> Duration {
         // only what is due earlier runs before; what runs now has to end first
-        let ahead: usize = self
-            .heap
-            .iter()
-            .filter(|entry| entry.deadline <= deadline)
-            .map(|entry| entry.waiting.rows())
-            .sum();
-        self.busy_until.saturating_duration_since(now)
-            + self.run_time(ahead + rows, now)
-            + self.run_time(ahead, now) / MARGIN
+        let ahead = if deadline >= self.latest || self.heap.is_empty() {
+            self.queued_rows
+        } else {
+            let earlier = self.heap.iter().filter(|entry| entry.deadline <= deadline);
+            earlier.map(|entry| entry.waiting.rows()).sum()
+        };
+        self.busy_until.saturating_duration_since(now) + self.run_time(ahead + rows, now)
     }
 
     fn run_time(&self, rows: usize, now: Instant) -> Duration {
@@ -523,8 +547,26 @@ mod tests {
         queue.ended(4, 10 * MS, now);
         let due = now + 50 * MS;
         let admitted = (0..50).take_while(|name| queue.put(call(*name), due, now).is_ok());
-        // 10 ms for each 4 rows, and half as long again for those ahead
-        assert!((12..=13).contains(&admitted.count()));
+        // 10 ms for each 4 rows, within three fifths of the time
+        assert_eq!(admitted.count(), 12);
+    }
+
+    #[test]
+    fn calls_that_come_too_late_shorten_the_queue_and_those_in_time_lengthen_it() {
+        let now = Instant::now();
+        let admitted = |late: usize, in_time: usize| {
+            let mut queue = queue(4, Duration::ZERO, now);
+            queue.ended(4, 10 * MS, now);
+            (0..late).for_each(|_| queue.saw(0, 4));
+            (0..in_time).for_each(|_| queue.saw(4, 0));
+            let due = now + 50 * MS;
+            (0..50)
+                .take_while(|name| queue.put(call(*name), due, now).is_ok())
+                .count()
+        };
+        assert!(admitted(3, 0) < admitted(0, 0));
+        assert!(admitted(3, 0) >= 4, "enough for a run is always taken");
+        assert_eq!(admitted(3, 2_000), admitted(0, 0));
     }
 
     #[test]

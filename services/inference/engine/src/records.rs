@@ -10,15 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::contract::volary::events::v1::{event::Payload, Event, PredictionEvent};
 use crate::contract::volary::otlp::v1 as otlp;
-use crate::contract::{duration_of, timestamp_of};
+use crate::events::write_event;
+use crate::spans::request_of;
 use crate::tensors::Datatype;
 use crate::version::locked;
 
 // so long an event waits for others: a thread that wakes for each of them costs as much as the call
 const GATHER: Duration = Duration::from_millis(20);
-const SCOPE: &str = "volary";
 const STREAM: &str = "volary:predictions";
 
 /// A version as replies and events name it.
@@ -131,57 +130,6 @@ pub struct Prediction {
     pub code: i32,
 }
 
-const MAX_EVENT_VALUES: usize = 4_096; // a row longer than this is no feature vector
-
-impl Prediction {
-    fn event(&self) -> Event {
-        let id = self.origin.prediction_id(self.about.version);
-        let outputs: Vec<f64> = self
-            .outputs
-            .iter()
-            .flat_map(|(datatype, data)| datatype.numbers(data))
-            .collect();
-        let at = Some(timestamp_of(self.event_time_us));
-        let prediction = PredictionEvent {
-            prediction_id: id.clone(),
-            request_key: self.origin.request_key.clone(),
-            model: self.about.model.clone(),
-            version: self.about.version,
-            digest: self.about.digest.clone(),
-            tier: self.tier.into(),
-            route: self.origin.route.clone(),
-            shadow: self.origin.is_shadow,
-            subject: self.subject.clone(),
-            features: match &self.features {
-                Some((datatype, data)) => datatype.numbers(data),
-                None => Vec::new(),
-            },
-            outputs: if outputs.len() > MAX_EVENT_VALUES {
-                Vec::new()
-            } else {
-                outputs
-            },
-            confidence: self.confidence.unwrap_or(0.0),
-            latency: Some(duration_of(self.latency)),
-            queue_time: Some(duration_of(self.queued)),
-            batch_size: self.batch_size as i32,
-            code: self.code,
-            trace_id: self.origin.trace.id_text(),
-            replied_at: Some(timestamp_of(self.replied_at_us)),
-            ..PredictionEvent::default()
-        };
-        Event {
-            id,
-            project: self.about.project.clone(),
-            event_time: at,
-            // a prediction is known at the instant that it is for: both are of the world's clock
-            known_at: at,
-            traceparent: self.origin.trace.traceparent(),
-            payload: Some(Payload::Prediction(prediction)),
-        }
-    }
-}
-
 /// A span that ended.
 #[derive(Debug)]
 pub struct Span {
@@ -201,51 +149,6 @@ pub enum Value {
     Word(&'static str),
     Number(i64),
     Flag(bool),
-}
-
-impl Span {
-    fn message(self) -> otlp::Span {
-        use otlp::any_value::Value as Any;
-        let mut attributes = vec![("rpc.grpc.status_code", Value::Word(self.code))];
-        attributes.extend(self.error.map(|reason| ("error.type", Value::Word(reason))));
-        attributes.extend(self.attributes);
-        let is_failed = self.code != "OK";
-        otlp::Span {
-            trace_id: self.trace.id.to_be_bytes().to_vec(),
-            span_id: self.trace.span.to_be_bytes().to_vec(),
-            trace_state: self.trace.state,
-            parent_span_id: match self.trace.parent {
-                0 => Vec::new(),
-                parent => parent.to_be_bytes().to_vec(),
-            },
-            flags: 1,
-            name: self.name.into(),
-            kind: self.kind as i32,
-            start_time_unix_nano: self.began_ns,
-            end_time_unix_nano: self.ended_ns,
-            attributes: attributes
-                .into_iter()
-                .map(|(key, value)| {
-                    let value = match value {
-                        Value::Text(text) => Any::StringValue(text),
-                        Value::Word(text) => Any::StringValue(text.into()),
-                        Value::Number(number) => Any::IntValue(number),
-                        Value::Flag(flag) => Any::BoolValue(flag),
-                    };
-                    let value = Some(otlp::AnyValue { value: Some(value) });
-                    otlp::KeyValue {
-                        key: key.into(),
-                        value,
-                    }
-                })
-                .collect(),
-            status: is_failed.then(|| otlp::SpanStatus {
-                code: otlp::SpanStatusCode::Error as i32,
-                ..otlp::SpanStatus::default()
-            }),
-            ..otlp::Span::default()
-        }
-    }
 }
 
 /// At most `capacity` entries; when it is full the new one is dropped and counted.
@@ -332,21 +235,21 @@ impl<T> Ring<T> {
 pub struct Records {
     pub predictions: Ring<Prediction>,
     pub spans: Ring<Span>,
-    resource: Option<otlp::Resource>,
+    resource: Option<Vec<u8>>,
 }
 
 impl Records {
     /// `resource` is the serialized `Resource` of the spans; without it none are kept.
     pub fn new(events: usize, spans: usize, resource: Option<&[u8]>) -> Result<Self, String> {
-        let resource = resource
-            .map(otlp::Resource::decode)
-            .transpose()
-            .map_err(|error| format!("the resource is none: {error}"))?;
+        if let Some(resource) = resource {
+            otlp::Resource::decode(resource)
+                .map_err(|error| format!("the resource is none: {error}"))?;
+        }
         let spans = if resource.is_some() { spans } else { 0 };
         Ok(Records {
             predictions: Ring::new(events),
             spans: Ring::new(spans),
-            resource,
+            resource: resource.map(<[u8]>::to_vec),
         })
     }
 
@@ -360,15 +263,16 @@ impl Records {
     /// bytes that only have to be sent.
     pub fn take_events(&self, limit: usize, wait: Duration) -> (usize, Vec<u8>) {
         let taken = self.predictions.take(limit, wait, GATHER);
-        let mut bulk = Vec::with_capacity(taken.len() * 1_024);
+        let (mut bulk, mut event) = (Vec::with_capacity(taken.len() * 1_024), Vec::new());
         for prediction in &taken {
             let began_ns = now_ns();
-            let event = prediction.event();
+            event.clear();
+            write_event(&mut event, prediction);
             if prediction.origin.trace.is_sampled {
                 self.spans.offer(|| published(prediction, began_ns));
             }
-            let _ = write!(bulk, "${}\r\n", event.encoded_len());
-            event.encode_raw(&mut bulk);
+            let _ = write!(bulk, "${}\r\n", event.len());
+            bulk.extend_from_slice(&event);
             bulk.extend_from_slice(b"\r\n");
         }
         (taken.len(), bulk)
@@ -377,24 +281,8 @@ impl Records {
     /// Take spans as one `ExportTraceServiceRequest`.
     pub fn take_spans(&self, limit: usize, wait: Duration) -> (usize, Vec<u8>) {
         let taken = self.spans.take(limit, wait, Duration::ZERO);
-        let count = taken.len();
-        let scope = otlp::InstrumentationScope {
-            name: SCOPE.into(),
-            ..otlp::InstrumentationScope::default()
-        };
-        let spans = otlp::ScopeSpans {
-            scope: Some(scope),
-            spans: taken.into_iter().map(Span::message).collect(),
-            ..otlp::ScopeSpans::default()
-        };
-        let request = otlp::ExportTraceServiceRequest {
-            resource_spans: vec![otlp::ResourceSpans {
-                resource: self.resource.clone(),
-                scope_spans: vec![spans],
-                ..otlp::ResourceSpans::default()
-            }],
-        };
-        (count, request.encode_to_vec())
+        let resource = self.resource.as_deref().unwrap_or_default();
+        (taken.len(), request_of(&taken, resource))
     }
 }
 

@@ -1,17 +1,17 @@
 //! The reply of ModelInfer, written straight into the bytes that are sent.
 //!
-//! The generated types hold each name and each parameter in memory of its own: to fill one, to
-//! encode it and to throw it away costs several times the run of a small graph. The numbers below
+//! The numbers below
 //! are fields of the Open Inference Protocol V2; a test reads them back with the generated types.
 
 use std::io::Write;
 use std::sync::OnceLock;
 
-use bytes::{BufMut, Bytes};
-use prost::encoding::{encode_key, encode_varint, encoded_len_varint, WireType};
+use bytes::Bytes;
+use prost::encoding::{encode_key, encode_varint, WireType};
 use prost::Message;
 
 use crate::decisions::Band;
+use crate::fields::{bytes, double, integer, nested, text};
 use crate::infer::{Answered, Asked};
 use crate::records::Origin;
 use crate::version::Array;
@@ -111,8 +111,7 @@ fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Or
     number(out, "volary_batch_size", part.batch_rows as i64);
     if let Some(confidence) = answered.confidence {
         parameter(out, "volary_confidence", |out| {
-            encode_key(parameter::DOUBLE, WireType::SixtyFourBit, out);
-            out.put_f64_le(confidence);
+            double(out, parameter::DOUBLE, confidence);
         });
     }
     if asked.loaded.version.calibration.is_some() {
@@ -163,13 +162,7 @@ fn outputs(out: &mut Vec<u8>, asked: &Asked, arrays: &[Array]) {
     }
     for index in asked.outputs.iter().filter(|_| is_raw) {
         let data = &arrays[*index].data;
-        encode_key(
-            response::RAW_OUTPUT_CONTENTS,
-            WireType::LengthDelimited,
-            out,
-        );
-        encode_varint(data.len() as u64, out);
-        out.extend_from_slice(data);
+        bytes(out, response::RAW_OUTPUT_CONTENTS, data);
     }
 }
 
@@ -178,47 +171,4 @@ fn parameter(out: &mut Vec<u8>, name: &str, choice: impl FnOnce(&mut Vec<u8>)) {
         text(out, entry::KEY, name);
         nested(out, entry::VALUE, choice);
     });
-}
-
-fn integer(out: &mut Vec<u8>, field: u32, value: i64) {
-    encode_key(field, WireType::Varint, out);
-    encode_varint(value as u64, out);
-}
-
-fn text(out: &mut Vec<u8>, field: u32, value: &str) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    out.extend_from_slice(value.as_bytes());
-}
-
-/// Write what is as long as it turns out to be.
-fn nested(out: &mut Vec<u8>, field: u32, fill: impl FnOnce(&mut Vec<u8>)) {
-    encode_key(field, WireType::LengthDelimited, out);
-    let place = out.len();
-    out.push(0);
-    fill(out);
-    let length = out.len() - place - 1;
-    if let Ok(short @ 0..=127) = u8::try_from(length) {
-        out[place] = short;
-        return;
-    }
-    let mut bytes = Vec::with_capacity(encoded_len_varint(length as u64));
-    encode_varint(length as u64, &mut bytes);
-    out.splice(place..=place, bytes);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_longer_than_a_byte_counts_is_moved_aside() {
-        for length in [0, 1, 127, 128, 300, 20_000] {
-            let (mut out, value) = (Vec::new(), "x".repeat(length));
-            nested(&mut out, 1, |out| out.extend_from_slice(value.as_bytes()));
-            let mut whole = Vec::new();
-            text(&mut whole, 1, &value);
-            assert_eq!(out, whole, "{length}");
-        }
-    }
 }

@@ -11,13 +11,15 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 
 use crate::calls;
 use crate::plane::Plane;
+use crate::socket::Socket;
+use crate::threads;
 
 const WINDOW: u32 = 1 << 20;
 const MAX_STREAMS: u32 = 2_000;
@@ -44,6 +46,7 @@ impl Server {
             .on_thread_park(move || turning.turn.end())
             .build()?;
         let thread = Threads::new().name("data plane".into()).spawn(move || {
+            threads::go_first();
             if let Err(error) = runtime.block_on(accept(listener, plane, stopped)) {
                 eprintln!("the data plane ended: {error}");
             }
@@ -64,6 +67,10 @@ async fn accept(
     mut stopped: watch::Receiver<Option<Instant>>,
 ) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let answering = plane.clone();
+    tokio::spawn(async move { answering.turn.answer().await });
+    let ticking = plane.clone();
+    tokio::spawn(async move { ticking.turn.tick().await });
     let (open, mut all_closed) = mpsc::channel::<()>(1);
     let watched = stopped.clone();
     loop {
@@ -95,8 +102,9 @@ async fn serve(
 ) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: Request<Incoming>| {
-        let plane = plane.clone();
-        async move { Ok::<_, Infallible>(calls::answer(plane, request).await) }
+        // what is handed from hand to hand is moved each time: a pointer, not all that a call may need
+        let answer = Box::pin(calls::answer(plane.clone(), request));
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -111,7 +119,7 @@ async fn serve(
         .max_header_list_size(MAX_HEADERS)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(Socket::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

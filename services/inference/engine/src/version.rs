@@ -18,13 +18,12 @@ use crate::load::RecentLoad;
 use crate::noted::Noted;
 use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
 use crate::tensors::Datatype;
+use crate::threads;
 use crate::turns::Turn;
 
 /// A full batch that takes no longer than this may run on the I/O thread: no other call waits
 /// longer for it than the system's own time slices make it wait.
 const TURN: Duration = Duration::from_micros(500);
-
-const NICER: i32 = 5;
 
 /// One input or output of the graph; -1 is a size that varies.
 #[derive(Clone, Debug)]
@@ -73,12 +72,31 @@ pub enum NotRun {
 
 pub type Answer = oneshot::Receiver<Result<Part, NotRun>>;
 
+/// What a call gets, on its way to where it waits.
+pub struct Reply {
+    to: oneshot::Sender<Result<Part, NotRun>>,
+    what: Result<Part, NotRun>,
+}
+
+impl Reply {
+    pub fn send(self) {
+        let _ = self.to.send(self.what); // nobody waits any more: it was cancelled
+    }
+}
+
 /// One call's rows in the queue, in the order of the graph's inputs.
 pub struct Ticket {
     inputs: Vec<Array>,
     rows: usize,
     cancelled: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<Part, NotRun>>,
+}
+
+impl Ticket {
+    fn gets(self, what: Result<Part, NotRun>) -> Reply {
+        let to = self.reply;
+        Reply { to, what }
+    }
 }
 
 impl Waiting for Ticket {
@@ -149,6 +167,7 @@ pub struct Version {
     session: Mutex<Session>,
     queue: Mutex<Queue<Ticket>>,
     changed: Condvar,
+    turn: OnceLock<Arc<Turn>>,
     statistics: Mutex<Statistics>,
     thread: Mutex<Option<JoinHandle<()>>>,
     is_ended: (Mutex<bool>, Condvar),
@@ -199,6 +218,7 @@ impl Version {
             session: Mutex::new(session),
             queue: Mutex::new(Queue::new(policy, Instant::now())),
             changed: Condvar::new(),
+            turn: OnceLock::new(),
             statistics: Mutex::default(),
             thread: Mutex::default(),
             is_ended: (Mutex::new(false), Condvar::new()),
@@ -227,6 +247,11 @@ impl Version {
         locked(&self.statistics)
     }
 
+    /// Why one more row would find no room, if it would find none.
+    pub fn refusal(&self, deadline: Instant, now: Instant) -> Option<NoRoom> {
+        locked(&self.queue).refusal(1, deadline, now)
+    }
+
     /// Queue one call's rows, or say why there is no room.
     pub fn put(
         self: &Arc<Self>,
@@ -234,9 +259,10 @@ impl Version {
         rows: usize,
         deadline: Instant,
         cancelled: Arc<AtomicBool>,
-        turn: &Turn,
+        turn: &Arc<Turn>,
     ) -> Result<Queued, NoRoom> {
         let (reply, answer) = oneshot::channel();
+        self.turn.get_or_init(|| turn.clone());
         let ticket = Ticket {
             inputs,
             rows,
@@ -269,16 +295,23 @@ impl Version {
 
     /// Run all that is queued in this thread.
     pub fn run_queued(&self) {
-        let mut dropped = Vec::new();
+        let (mut dropped, mut replies) = (Vec::new(), Vec::new());
         loop {
             let now = Instant::now();
             let step = locked(&self.queue).step(now, &mut dropped);
             if !dropped.is_empty() {
-                self.drop_unrun(&mut dropped, now);
+                self.drop_unrun(&mut dropped, now, &mut replies);
             }
-            match step {
-                Step::Run(batch, closing) => self.run(batch, closing, now),
-                Step::Wait(_) | Step::End => return,
+            let is_over = match step {
+                Step::Run(batch, closing) => {
+                    self.run(batch, closing, now, &mut replies);
+                    false
+                }
+                Step::Wait(_) | Step::End => true,
+            };
+            replies.drain(..).for_each(Reply::send);
+            if is_over {
+                return;
             }
         }
     }
@@ -324,8 +357,8 @@ impl Version {
     }
 
     fn work(&self) {
-        give_way();
-        let mut dropped = Vec::new();
+        threads::give_way();
+        let (mut dropped, mut replies) = (Vec::new(), Vec::new());
         let mut queue = locked(&self.queue);
         loop {
             let now = Instant::now();
@@ -334,7 +367,8 @@ impl Version {
                 None => queue.step(now, &mut dropped),
             };
             if !dropped.is_empty() {
-                self.drop_unrun(&mut dropped, now);
+                self.drop_unrun(&mut dropped, now, &mut replies);
+                self.deliver(&mut replies);
             }
             queue = match step {
                 Step::End => return,
@@ -350,14 +384,22 @@ impl Version {
                 }
                 Step::Run(batch, closing) => {
                     drop(queue);
-                    self.run(batch, closing, now);
+                    self.run(batch, closing, now, &mut replies);
+                    self.deliver(&mut replies);
                     locked(&self.queue)
                 }
             };
         }
     }
 
-    fn drop_unrun(&self, dropped: &mut Vec<Entry<Ticket>>, now: Instant) {
+    /// Hand over what this thread ran; only calls of a turn are ever queued.
+    fn deliver(&self, replies: &mut Vec<Reply>) {
+        if let Some(turn) = self.turn.get() {
+            turn.deliver(replies);
+        }
+    }
+
+    fn drop_unrun(&self, dropped: &mut Vec<Entry<Ticket>>, now: Instant, replies: &mut Vec<Reply>) {
         let mut statistics = self.statistics();
         for entry in dropped.drain(..) {
             if entry.waiting.is_cancelled() {
@@ -370,30 +412,39 @@ impl Version {
                 } else {
                     NotRun::Late
                 };
-                let _ = entry.waiting.reply.send(Err(why));
+                replies.push(entry.waiting.gets(Err(why)));
             }
         }
     }
 
     /// Run a batch; one that fails is run again call by call, so that a poisoned one fails alone.
-    fn run(&self, batch: Vec<Entry<Ticket>>, closing: Closing, began: Instant) {
+    fn run(
+        &self,
+        batch: Vec<Entry<Ticket>>,
+        closing: Closing,
+        began: Instant,
+        replies: &mut Vec<Reply>,
+    ) {
         let rows: usize = batch.iter().map(|entry| entry.waiting.rows).sum();
         match self.run_together(&batch, rows) {
             Ok(outputs) => {
                 let now = Instant::now();
                 let took = now - began;
-                locked(&self.queue).ended(rows, took, now);
+                let late = batch.iter().filter(|entry| entry.deadline <= now).count();
+                let mut queue = locked(&self.queue);
+                queue.ended(rows, took, now);
+                queue.saw(batch.len() - late, late);
+                drop(queue);
                 self.note_run(rows, took, closing);
-                self.answer(batch, &outputs, rows, began);
+                self.answer(batch, &outputs, rows, began, replies);
             }
             Err(_) if batch.len() == 1 => {
-                for entry in batch {
-                    let _ = entry.waiting.reply.send(Err(NotRun::Failed));
-                }
+                let failed = |entry: Entry<Ticket>| entry.waiting.gets(Err(NotRun::Failed));
+                replies.extend(batch.into_iter().map(failed));
             }
             Err(_) => {
                 for entry in batch {
-                    self.run(vec![entry], closing, Instant::now());
+                    self.run(vec![entry], closing, Instant::now(), replies);
                 }
             }
         }
@@ -429,7 +480,14 @@ impl Version {
         Ok(outputs)
     }
 
-    fn answer(&self, batch: Vec<Entry<Ticket>>, outputs: &[Array], rows: usize, began: Instant) {
+    fn answer(
+        &self,
+        batch: Vec<Entry<Ticket>>,
+        outputs: &[Array],
+        rows: usize,
+        began: Instant,
+        replies: &mut Vec<Reply>,
+    ) {
         let mut start = 0;
         for entry in batch {
             let end = start + entry.waiting.rows;
@@ -448,7 +506,7 @@ impl Version {
                 batch_rows: rows,
                 queued: began.saturating_duration_since(entry.enqueued),
             };
-            let _ = entry.waiting.reply.send(Ok(part));
+            replies.push(entry.waiting.gets(Ok(part)));
             start = end;
         }
     }
@@ -469,16 +527,6 @@ impl Version {
             .iter()
             .map(|spec| array_of(&ran[spec.name.as_str()], spec))
             .collect()
-    }
-}
-
-/// Lower this thread's own priority: where cores are scarce the sockets go before the runs, so that
-/// no call waits in them unseen while its time runs out, and a refusal comes at once.
-fn give_way() {
-    // SAFETY: no memory is handed over; on Linux niceness is a thread's, and 0 is this one
-    unsafe {
-        let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, nice + NICER);
     }
 }
 
