@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from volary_workflows.rollout.messages import State
+
 from bench.report import header, say
 from tests.chaos.rollouts import (
     BY_TIME,
@@ -52,7 +54,9 @@ NOTES = """\
 making (`tests/unit/workflows/test_worker_process.py`). The machine was busy with other work: the
 seconds are upper bounds, and hold up to 10 s that the launcher waits before it starts a process
 again which ended time after time. What gateway or Envoy had not counted when it was lost is lost
-for good: the step is written anew and begins its evidence again, as `volary rollout explain` says."""
+for good: the step is written anew and begins its evidence again, which `volary rollout explain`
+says. A step begins again as well when the counts of Envoy and gateway cannot be held against each
+other for 5 s, as on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Row:
     problems: list[str]
     spent: str
     again: int = 0
+    reason: str = ""
 
     @classmethod
     def of(cls, loss: Loss, outcome: Outcome) -> Row:
@@ -94,12 +99,13 @@ class Row:
             broken=dict(calls.broken),
             problems=outcome.problems,
             again=outcome.begun_again,
+            reason=outcome.status.reason,
             spent=" ".join(f"{a.state} {b.at_s - a.at_s:.1f}" for a, b in pairwise(history)),
         )
 
     def __str__(self) -> str:
         text = (
-            f"{self.stand:18} {self.lost:14} {self.state:12} {self.seconds:5.1f} s  "
+            f"{self.stand:18} {self.lost:14} {self.state:12} {self.seconds:5.1f} s  {self.reason}  "
             f"away {self.away:4.1f} s  writes {self.writes}  calls {self.calls} hurt {self.hurt} "
             f"failed {self.failed}  attempts {self.attempts} unready {self.unready}"
         )
@@ -152,6 +158,10 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
     for stand in EVERY:
         shown = [_cell(cells.get((stand.name, lost))) for lost in columns]
         lines.append(f"| {stand.name} | " + " | ".join(shown) + " |")
+    went_back = [row for row in found if row.state == State.ROLLED_BACK]
+    if went_back:
+        lines += ["", "Went back where it would have been promoted:", ""]
+        lines += [f"- {row.stand}, {row.lost}: {row.reason}" for row in went_back]
     lines += ["", NOTES]
     lines += ["", "Attempts of clients that failed, by the process that was lost:", ""]
     lines += [f"- {count} x {text}" for text, count in broken.most_common()] or ["- none"]

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
+from volary_kit.testing import eventually
 
 from tests.chaos.mesh import MODEL, WIDTH
 
@@ -30,9 +31,10 @@ class Tally:
     """What became of the calls of one stretch of time.
 
     `broken` counts attempts that failed and why, `hurt` the calls that needed another attempt,
-    `failed` those that never succeeded.
+    `failed` those that never succeeded, `open` those that have not ended.
     """
 
+    open: int = 0
     calls: int = 0
     hurt: int = 0
     by_version: Counter[int] = field(default_factory=Counter)
@@ -50,9 +52,14 @@ class Callers:
         self._is_over = False
         self._request = _request()
 
-    def turn(self) -> Tally:
-        """Return what happened since the last turn."""
+    async def turn(self) -> Tally:
+        """Return what became of the calls since the last turn, once each of them has ended."""
         before, self._tally = self._tally, Tally()
+
+        async def is_over() -> bool:
+            return not before.open
+
+        await eventually(is_over, within_s=2 * PATIENCE_S, what="the end of the calls")
         return before
 
     @asynccontextmanager
@@ -73,6 +80,8 @@ class Callers:
             await asyncio.sleep(PAUSE_S)
 
     async def _call(self, infer: Infer) -> None:
+        tally = self._tally
+        tally.open += 1
         give_up_s = time.monotonic() + PATIENCE_S
         is_hurt = False
         while True:
@@ -80,17 +89,18 @@ class Callers:
                 reply = await infer(self._request, timeout=ATTEMPT_S, metadata=self._key)
             except grpc.aio.AioRpcError as error:
                 what = f"{error.code().name}: {error.details()}"
-                self._tally.broken[what] += 1
+                tally.broken[what] += 1
                 is_hurt = True
                 if time.monotonic() > give_up_s:
-                    self._tally.failed.append(what)
+                    tally.failed.append(what)
                     break
                 await asyncio.sleep(AGAIN_S)
             else:
-                self._tally.by_version[int(reply.model_version)] += 1
+                tally.by_version[int(reply.model_version)] += 1
                 break
-        self._tally.calls += 1
-        self._tally.hurt += is_hurt
+        tally.calls += 1
+        tally.hurt += is_hurt
+        tally.open -= 1
 
 
 def _request() -> v2.ModelInferRequest:

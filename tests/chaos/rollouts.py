@@ -201,7 +201,7 @@ class Rollouts:
     async def _begin(self) -> Begun:
         baseline = await self._mesh.settled()
         generation = (await self._mesh.now()).generation
-        self._callers.turn()
+        await self._callers.turn()
         self._watcher.turn()
         self._aborted = False
         return Begun(baseline, sum(VERSIONS) - baseline, generation, time.monotonic())
@@ -227,7 +227,7 @@ class Rollouts:
             generation=generation,
             production=production,
             promised=begun.candidate if is_promoted else begun.baseline,
-            calls=self._callers.turn(),
+            calls=await self._callers.turn(),
             seen=self._watcher.turn(),
         )
 
