@@ -28,7 +28,6 @@ from tests.unit.inference.replica import Replica, raw_output, raw_request, typed
 
 ROW, OTHER = [[1.0, 0.25, -3.0]], [[0.5, 0.5, 0.5]]
 CACHED = {"fallback": {"cache": {"max_age": "10m"}}}
-ROLLOUT = "projects/default/rollouts/r1"
 
 
 @dataclass
@@ -71,34 +70,43 @@ async def story(
 ) -> AsyncIterator[Story]:
     require(request.param)
     url = await databases.fresh("gateway")
-    peers = Peers(Keys(tmp_path))
-    await peers.start()
-    declared = json.dumps(CACHED).encode()
-    versions = [
-        peers.registry.add(
-            number, graphs.sigmoid_sum(bias=float(number)), serving=declared,
-            feature_set="set@3", schema_hash="hash-3",
-        )
-        for number in (1, 2)
-    ]  # fmt: skip
     async with mesh(tmp_path, url, [], redis_url) as running:
         await asyncio.wait_for(running.direct("test").channel_ready(), 60)
         running.model = "m"
-        running.keys["inference"].write(tmp_path / "inference.pem")
+        peers = Peers(_keys(running))
+        await peers.start()
         replica = Replica(tmp_path, peers.keys, peers, redis_url, request.param)
-        replica.start(
-            VOLARY_INFERENCE_GATEWAY_ADDRESS=f"127.0.0.1:{running.port}",
-            VOLARY_INFERENCE_JWKS_FILE=str(tmp_path / "jwks.json"),
-        )
+        replica.start(VOLARY_INFERENCE_GATEWAY_ADDRESS=f"127.0.0.1:{running.port}")
         try:
-            for version in versions:
-                await _load(running, version.version, version.digest)
+            digests = {number: _registered(peers, number) for number in (1, 2)}
+            for number, digest in digests.items():
+                await _load(running, number, digest)
             assert (await running.set(0, (1, 10_000))).in_effect
-            yield Story(running, replica, {v.version: v.digest for v in versions})
+            yield Story(running, replica, digests)
         finally:
             replica.close()
-    await peers.stop()
+            await peers.stop()
     await databases.drop(url)
+
+
+def _keys(running: Mesh) -> Keys:
+    """Return the keys of the mesh in the form that a replica and what it talks to are given."""
+    folder = running.folder / "peers"
+    folder.mkdir()
+    keys = Keys(folder)
+    keys.jwks, keys.service_key = running.folder / "jwks.json", folder / "inference.pem"
+    running.keys["inference"].write(keys.service_key)
+    return keys
+
+
+def _registered(peers: Peers, number: int) -> str:
+    return peers.registry.add(
+        number,
+        graphs.sigmoid_sum(bias=float(number)),
+        serving=json.dumps(CACHED).encode(),
+        feature_set="set@3",
+        schema_hash="hash-3",
+    ).digest
 
 
 async def _load(running: Mesh, version: int, digest: str) -> None:
