@@ -32,6 +32,7 @@ fn main() {
     prost_build::Config::new()
         .bytes([".inference"])
         .btree_map([".inference"])
+        .boxed(".volary.events.v1.Event.payload.prediction") // twice as large as the others
         .compile_fds(files)
         .expect("the contract's descriptors make no types");
 }

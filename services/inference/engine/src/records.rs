@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::contract::volary::otlp::v1 as otlp;
+use crate::decisions::Band;
 use crate::events::write_event;
 use crate::spans::request_of;
 use crate::tensors::Datatype;
@@ -128,6 +129,7 @@ pub struct Prediction {
     pub queued: Duration,
     pub batch_size: usize,
     pub code: i32,
+    pub decided: Option<Band>,
 }
 
 /// A span that ended.

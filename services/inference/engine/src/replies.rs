@@ -125,7 +125,7 @@ fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Or
 }
 
 /// The band of the score of a single row, where bands are declared.
-fn decision<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Band> {
+pub fn decision<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Band> {
     let bands = asked.loaded.version.bands.get()?;
     let index = *asked.outputs.first()?;
     let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
