@@ -46,9 +46,12 @@ class Bench:
         python = "python_engine_vs_aio_echo"
         reference = await self._echo() if self.is_due(*lines.SMALL, *lines.PEER, python) else None
         measured = ""
+        others = [name for name in lines.LINES if name not in lines.PYTHON]
         for engine in engines():
             if not self.is_due(*(lines.PYTHON if measured else lines.LINES)):
                 break
+            if engine != PYTHON and not self.is_due(*others):
+                continue
             try:
                 async with served(engine, self.folder, self.cores) as server:
                     say(f"the {engine} engine")
