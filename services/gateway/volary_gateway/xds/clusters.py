@@ -25,6 +25,7 @@ MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
 RETRY_BUDGET_PERCENT = 20.0
 CONNECT_TIMEOUT_S = 0.5
 CHECK_JITTER_PERCENT = 20
+AUTHORITY = "inference"
 REPLICAS_FIRST = 100_000  # percent: one healthy replica of a thousand is enough
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -164,7 +165,8 @@ def _health_check() -> health_check_pb2.HealthCheck:
         unhealthy_threshold=UInt32Value(value=2),
         healthy_threshold=UInt32Value(value=1),
         reuse_connection=BoolValue(value=True),
-        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(),
+        # else it is the cluster's name, whose slashes no authority has: a strict server resets it
+        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(authority=AUTHORITY),
     )
 
 
