@@ -132,6 +132,15 @@ def removal_ignores_health(snapshot: Snapshot) -> Iterator[str]:
             yield f"cluster {cluster.name} keeps removed hosts while they look healthy"
 
 
+def checks_name_a_host(snapshot: Snapshot) -> Iterator[str]:
+    """Without one Envoy sends the cluster's name, and a strict server resets the check."""
+    for cluster in _clusters(snapshot):
+        for check in cluster.health_checks:
+            authority = check.grpc_health_check.authority
+            if not authority or "/" in authority:
+                yield f"cluster {cluster.name} is checked under {authority!r}, which is no host"
+
+
 def retries_do_not_starve(snapshot: Snapshot) -> Iterator[str]:
     """After a crash every call in flight wants its retry at once."""
     for cluster in _replica_clusters(snapshot):
@@ -204,6 +213,7 @@ def splits_add_up(snapshot: Snapshot) -> Iterator[str]:
 LINTS: tuple[Lint, ...] = (
     panic_is_off,
     removal_ignores_health,
+    checks_name_a_host,
     retries_do_not_starve,
     refusals_are_retried,
     aggregates_are_not_used,

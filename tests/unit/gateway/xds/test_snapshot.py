@@ -211,6 +211,10 @@ def _keeps_removed(cluster):
     cluster.ignore_health_on_host_removal = False
 
 
+def _nameless(cluster):
+    cluster.health_checks[0].grpc_health_check.authority = ""
+
+
 def _starves(cluster):
     cluster.circuit_breakers.thresholds[0].retry_budget.min_retry_concurrency.value = 3
 
@@ -250,6 +254,7 @@ def _renamed(cluster):
     [
         (_panic, "has a panic threshold"),
         (_keeps_removed, "keeps removed hosts"),
+        (_nameless, "which is no host"),
         (_starves, "starves retries"),
         (_aggregate, "is an aggregate"),
         (_slow_retries, "retries too late"),
