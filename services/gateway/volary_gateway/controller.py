@@ -110,6 +110,7 @@ class Controller:
         self._revoked: tuple[str, ...] = ()
         self._list_revoked = list_revoked
         self._built = Built()
+        self._ahead: tuple[Built, Traffic, Built] | None = None
         self._endpoints: dict[VersionName, tuple[str, ...]] | None = None
         self._listed: tuple[str, ...] | None = None
         self._let_go: Callable[[VersionName], None] = lambda _version: None
@@ -197,7 +198,7 @@ class Controller:
             stages.end("commit")
             # also when an earlier attempt wrote it and never knew
             self._traffic[model], self._written_by[model] = after, request_id
-            self._serve(self._built.with_traffic(after))
+            self._serve(self._with(after))
             return after, self._plane.snapshot
 
     async def _written_at_once(
@@ -216,7 +217,7 @@ class Controller:
             return None
         if after.production != before.production:
             return None
-        self._plane.check(self._built.with_traffic(after).snapshot)
+        self._plane.check(self._with(after).snapshot)
         stages.end("build")
         event = traffic_event(after)
         is_written = await traffic_rows.write(self._database, before, after, request_id, event)
@@ -230,7 +231,7 @@ class Controller:
             if request_id and written_by == request_id:
                 return before, written_by
             after = decide(before, self._is_ready(model), self._clock.now_us())
-            self._plane.check(self._built.with_traffic(after).snapshot)
+            self._plane.check(self._with(after).snapshot)
             await self._save(transaction, before, after, request_id)
             return after, request_id
 
@@ -432,6 +433,13 @@ class Controller:
             fallbacks=frozenset(self.fallbacks),
         )
 
+    def _with(self, traffic: Traffic) -> Built:
+        """Return what is served with one model's traffic: built once, to be checked and served."""
+        ahead = self._ahead
+        if ahead is None or ahead[0] is not self._built or ahead[1] is not traffic:
+            ahead = self._ahead = self._built, traffic, self._built.with_traffic(traffic)
+        return ahead[2]
+
     def _fleet_changed(self) -> None:
         """Serve from who is ready by now."""
         self._endpoints = None
@@ -443,7 +451,7 @@ class Controller:
 
     def _serve(self, built: Built) -> None:
         self._plane.publish(built.snapshot)
-        self._built = built
+        self._built, self._ahead = built, None
         self.changes.announce()
 
 
