@@ -161,7 +161,7 @@ def document(found: Sequence[Row], top: Sequence[str]) -> str:
     went_back = [row for row in found if row.state == State.ROLLED_BACK]
     if went_back:
         lines += ["", "Went back where it would have been promoted:", ""]
-        lines += [f"- {row.stand}, {row.lost}: {row.reason}" for row in went_back]
+        lines += [f"- {r.stand}, {r.lost}: {r.reason or 'reason not kept'}" for r in went_back]
     lines += ["", NOTES]
     lines += ["", "Attempts of clients that failed, by the process that was lost:", ""]
     lines += [f"- {count} x {text}" for text, count in broken.most_common()] or ["- none"]
