@@ -44,11 +44,11 @@ class KeptPredictions:
         return None
 
 
-def _read(value: bytes | None) -> v2.ModelInferResponse | None:
+def _read(value: object) -> v2.ModelInferResponse | None:
+    if not isinstance(value, bytes):
+        return None
     try:
-        reply = None if value is None else v2.ModelInferResponse.FromString(value)
+        reply = v2.ModelInferResponse.FromString(value)
     except DecodeError:
         return None
-    if reply is None or len(reply.outputs) != len(reply.raw_output_contents):
-        return None
-    return reply
+    return reply if len(reply.outputs) == len(reply.raw_output_contents) else None
