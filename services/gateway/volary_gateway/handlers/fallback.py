@@ -201,11 +201,7 @@ def _again(
 def _prediction(kept: v2.ModelInferResponse) -> prediction_service_pb2.PredictResponse:
     outputs = {
         row.name: prediction_service_pb2.Tensor(
-            values=[
-                float(each)
-                for each in values_of(row.datatype, data)
-                if isinstance(each, (int, float))
-            ],
+            values=[float(each) for each in values_of(row.datatype, data)],
             shape=list(row.shape),
         )
         for row, data in zip(kept.outputs, kept.raw_output_contents, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from inference import grpc_service_pb2 as v2
 from volary_kit.last_predictions import TensorBytes
@@ -54,7 +55,7 @@ def fill_outputs(
             getattr(output.contents, TYPED[row.datatype][0]).extend(values_of(row.datatype, data))
 
 
-def values_of(datatype: str, data: bytes) -> Sequence[object]:
+def values_of(datatype: str, data: bytes) -> Sequence[Any]:
     """Return the elements of raw bytes; none of a datatype without a typed form."""
     if datatype == TEXT:
         return _split(data)

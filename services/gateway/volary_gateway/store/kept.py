@@ -35,7 +35,7 @@ class KeptPredictions:
             log.warning("last predictions cannot be read: %s", type(error).__name__)
             return None
         for value in found:
-            reply = _read(value) if isinstance(value, bytes) else None
+            reply = _read(value)
             if reply is None:
                 continue
             age_us = max(0, self._clock.now_us() - reply.parameters[REPLIED_AT].int64_param)
@@ -44,11 +44,11 @@ class KeptPredictions:
         return None
 
 
-def _read(value: bytes) -> v2.ModelInferResponse | None:
+def _read(value: object) -> v2.ModelInferResponse | None:
+    if not isinstance(value, bytes):
+        return None
     try:
         reply = v2.ModelInferResponse.FromString(value)
     except DecodeError:
         return None
-    if len(reply.outputs) != len(reply.raw_output_contents):
-        return None
-    return reply
+    return reply if len(reply.outputs) == len(reply.raw_output_contents) else None
