@@ -65,8 +65,12 @@ class LastPredictions:
             try:
                 self._write(taken)
             except (RedisError, OSError) as error:
-                log.warning("%d last predictions are lost: %s", len(taken), type(error).__name__)
+                log.warning("last predictions wait: %s", type(error).__name__)
                 with self._changed:
+                    if self._is_closing:
+                        return
+                    room = CAPACITY - len(self._said)  # what came meanwhile is newer
+                    self._said.extendleft(reversed(taken[-room:] if room else []))
                     self._changed.wait_for(lambda: self._is_closing, RETRY_S)
 
     def _write(self, taken: list[tuple[int, Said]]) -> None:
