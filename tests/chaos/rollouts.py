@@ -13,6 +13,7 @@ from pathlib import Path
 from temporalio.client import (
     Client,
     WorkflowHandle,
+    WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.service import RPCError
@@ -312,6 +313,9 @@ class Rollouts:
                     await handle.execute_update(word, ADA, id=word, result_type=RolloutStatus)
             except (RPCError, TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
                 return False
+            except WorkflowUpdateFailedError as error:
+                # an attempt whose answer was lost was heard; were it not, nothing would go on
+                return "FAILED_PRECONDITION" in str(error.cause)
             return True
 
         await eventually(is_heard, within_s=WITHIN_S, what=f"{word} heard")
