@@ -24,10 +24,10 @@ from volary_kit.channels import Channels
 from volary_kit.clock import SystemClock
 from volary_kit.identity import TokenSource
 from volary_kit.outgoing.dress import MeshDress
+from volary_kit.webhooks import Webhooks
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.messages import Command, Look, RolloutSpec, RolloutStatus, Step
 from volary_workflows.rollout.tasks import JudgeTask, Preflight, StagingReport, Subject
-from volary_kit.webhooks import Webhooks
 from volary_workflows.starting import start_rollout
 from volary_workflows.worker import make_worker, register_attributes
 
