@@ -128,8 +128,14 @@ async def test_last_prediction_answers_when_no_replica_does(story: Story, redis:
     await story.declare(cached_s=600)
     alive = await story.infer(raw_request(ROW))
     entity = await story.predict("N1")
-    pinned = await story.infer(raw_request(OTHER, version="2"))
-    assert pinned.model_version == "2"
+
+    async def is_pinned() -> bool:
+        """Version 2 has no traffic, so nothing has waited until Envoy found it healthy."""
+        reply = await story.infer(raw_request(OTHER, version="2"))
+        tier = reply.parameters["volary_tier"].string_param
+        return (reply.model_version, tier) == ("2", "model")
+
+    await eventually(is_pinned, within_s=30, what="an answer of version 2")
     await eventually(lambda: _kept(redis, 3), within_s=30, what="three predictions in Redis")
     story.replica.kill()
 
