@@ -1,4 +1,7 @@
-"""Days of a rollout in milliseconds of a test."""
+"""Days of a rollout in milliseconds of a test.
+
+A server for each module: what one leaves behind must not hold up the time of the next.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from temporalio.testing import WorkflowEnvironment
 from tests.unit.workflows.days import time_skipping_environment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def time_skipping() -> AsyncIterator[WorkflowEnvironment]:
     async with await time_skipping_environment() as environment:
         yield environment
