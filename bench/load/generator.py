@@ -47,7 +47,9 @@ class Outcome:
     refused_p99_us: int
     codes: Mapping[str, int]
     versions: Mapping[str, int]
-    failed_at: Mapping[str, int]  # by the tenth of a second in which they began
+    failed_at: Mapping[str, int]  # by the second in which they began
+    reasons: Mapping[str, int]  # `code: text` of those that failed
+    connections_lost: int
     mixed_up: int
 
 

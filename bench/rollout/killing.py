@@ -89,7 +89,9 @@ async def under_faults(
     done = await make_trouble(running, seats, trouble)
     outcome = await calling
     if outcome.failed:
-        say(f"calls by code: {dict(outcome.codes)}; failed at: {dict(outcome.failed_at)}")
+        say(f"calls by code: {dict(outcome.codes)}; connections lost: {outcome.connections_lost}")
+        say(f"failed by second of their beginning: {dict(outcome.failed_at)}")
+        say(f"why: {dict(outcome.reasons)}")
     return figures(outcome) | {f"{name}_under_faults": n for name, n in done.items()}
 
 

@@ -17,7 +17,7 @@ use http::Request;
 use tokio::task::LocalSet;
 
 use options::{Options, USAGE};
-use raw::{framed, Client, DEADLINE_EXCEEDED};
+use raw::{framed, Client, Failure, DEADLINE_EXCEEDED};
 use tally::Tally;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -61,18 +61,23 @@ impl Load {
         if began < self.counted_from {
             return;
         }
-        let at = began - self.counted_from;
         let mut tally = self.tally.borrow_mut();
+        let at = began - self.counted_from;
         match outcome {
+            Ok(_) if self.options.timeout.is_some_and(|limit| took > limit) => {
+                let late = Failure {
+                    code: DEADLINE_EXCEEDED,
+                    reason: "late".to_owned(),
+                };
+                tally.failed(&late, at, took);
+            }
             Ok(reply) => {
-                let is_late = self.options.timeout.is_some_and(|limit| took > limit);
-                let code = if is_late { DEADLINE_EXCEEDED } else { 0 };
-                tally.note(code, at, took, reply.version.as_deref());
+                tally.answered(took, reply.version.as_deref());
                 if token.is_some_and(|token| !holds(&reply.message, &token)) {
                     tally.mixed_up += 1;
                 }
             }
-            Err(code) => tally.note(code, at, took, None),
+            Err(failure) => tally.failed(&failure, at, took),
         }
     }
 }
@@ -81,7 +86,7 @@ fn holds(reply: &[u8], token: &[u8; 16]) -> bool {
     reply.windows(token.len()).any(|window| window == token)
 }
 
-async fn closed_loop(load: &Rc<Load>, clients: &[Client]) {
+async fn closed_loop(load: &Rc<Load>, clients: &[Rc<Client>]) {
     let callers: Vec<_> = (0..load.options.concurrency)
         .map(|place| {
             let (load, client) = (load.clone(), clients[place % clients.len()].clone());
@@ -97,7 +102,7 @@ async fn closed_loop(load: &Rc<Load>, clients: &[Client]) {
     }
 }
 
-async fn open_loop(load: &Rc<Load>, clients: &[Client]) {
+async fn open_loop(load: &Rc<Load>, clients: &[Rc<Client>]) {
     let began = Instant::now();
     let mut sent: u64 = 0;
     while Instant::now() < load.until {
@@ -144,14 +149,17 @@ async fn run(options: Options) -> Result<serde_json::Value, String> {
     } else {
         closed_loop(&load, &clients).await;
     }
-    let tally = std::mem::take(&mut *load.tally.borrow_mut());
+    let mut tally = std::mem::take(&mut *load.tally.borrow_mut());
+    tally.connections_lost = clients.iter().map(|client| client.lost()).sum();
     Ok(tally.report(load.options.span))
 }
 
 /// What every call says of itself.
 fn head(options: &Options) -> Result<Request<()>, String> {
     let uri = format!("http://{}{}", options.address, options.path);
-    let mut head = Request::post(uri).body(()).map_err(|error| error.to_string())?;
+    let mut head = Request::post(uri)
+        .body(())
+        .map_err(|error| error.to_string())?;
     *head.version_mut() = http::Version::HTTP_2;
     let mut put = |name: &str, text: &str| {
         let key = HeaderName::try_from(name).map_err(|_| format!("{name} is no header"))?;

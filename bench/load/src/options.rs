@@ -31,7 +31,9 @@ impl Options {
         let mut single: HashMap<String, String> = HashMap::new();
         let mut headers = Vec::new();
         while let Some(word) = words.next() {
-            let name = word.strip_prefix("--").ok_or(format!("{word} is no option"))?;
+            let name = word
+                .strip_prefix("--")
+                .ok_or(format!("{word} is no option"))?;
             let value = words.next().ok_or(format!("--{name} needs a value"))?;
             if name == "header" {
                 let (key, text) = value.split_once('=').ok_or("a header is NAME=VALUE")?;

@@ -38,7 +38,9 @@ async fn serve(listener: TcpListener, ending: Receiver<bool>) {
             }
             listener.poll_accept(cx).map(Some)
         });
-        let Some(accepted) = accepted.await else { break };
+        let Some(accepted) = accepted.await else {
+            break;
+        };
         let Ok((stream, _)) = accepted else { continue };
         let (open, ending) = (open.clone(), ending.clone());
         open.set(open.get() + 1);
@@ -77,7 +79,9 @@ async fn converse(stream: TcpStream, ending: Receiver<bool>) -> Result<(), h2::E
             }
             connection.poll_accept(cx)
         });
-        let Some(call) = next.await else { return Ok(()) };
+        let Some(call) = next.await else {
+            return Ok(());
+        };
         let (request, respond) = call?;
         spawn_local(async move {
             let _ = answer(request, respond).await;
@@ -99,7 +103,10 @@ async fn answer(
     let version = head.headers.get("volary-version").cloned();
     let version = version.unwrap_or(HeaderValue::from_static(""));
     let reply = match head.uri.path() {
-        INFER => inferred(message.get(PREFIX..).unwrap_or_default(), version.as_bytes()),
+        INFER => inferred(
+            message.get(PREFIX..).unwrap_or_default(),
+            version.as_bytes(),
+        ),
         CHECK => framed(&[SERVING]),
         _ => return refuse(&mut respond),
     };
@@ -114,13 +121,15 @@ async fn answer(
 
 fn headed() -> Response<()> {
     let mut head = Response::new(());
-    head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    head.headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/grpc"));
     head
 }
 
 fn refuse(respond: &mut SendResponse<Bytes>) -> Result<(), h2::Error> {
     let mut head = headed();
-    head.headers_mut().insert("grpc-status", HeaderValue::from_static("12")); // UNIMPLEMENTED
+    head.headers_mut()
+        .insert("grpc-status", HeaderValue::from_static("12")); // UNIMPLEMENTED
     respond.send_response(head, true).map(drop)
 }
 
@@ -131,7 +140,10 @@ fn inferred(request: &[u8], version: &[u8]) -> Bytes {
         _ => None,
     };
     let name = name.unwrap_or_default();
-    let sizes = ([NAME, name.len() as u8], [VERSION, version.len().min(127) as u8]);
+    let sizes = (
+        [NAME, name.len() as u8],
+        [VERSION, version.len().min(127) as u8],
+    );
     framed(&[&sizes.0, name, &sizes.1, &version[..version.len().min(127)]])
 }
 
@@ -161,7 +173,9 @@ fn main() {
         eprintln!("volary-replica PORT");
         std::process::exit(2);
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let outcome = runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, run(port)));
     if let Err(error) = outcome {
         eprintln!("volary-replica: {error}");

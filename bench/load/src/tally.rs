@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 
+use crate::raw::Failure;
+
+const REASONS: usize = 50;
+
 #[derive(Default)]
 pub struct Tally {
     /// Microseconds of every call that was answered OK, and of every other.
@@ -12,26 +16,34 @@ pub struct Tally {
     refused_us: Vec<u32>,
     codes: BTreeMap<i32, u64>,
     versions: BTreeMap<String, u64>,
-    /// Calls that were not answered OK, by the tenth of a second in which they began.
+    /// Calls that were not answered OK, by the second in which they began.
     failed_at: BTreeMap<u64, u64>,
+    /// What was said of them, as `code: text`.
+    reasons: BTreeMap<String, u64>,
+    pub connections_lost: u64,
     pub mixed_up: u64,
 }
 
 impl Tally {
-    pub fn note(&mut self, code: i32, at: Duration, took: Duration, version: Option<&str>) {
-        let took_us = took.as_micros().min(u32::MAX as u128) as u32;
-        let is_answer = code == 0;
-        if is_answer { &mut self.answered_us } else { &mut self.refused_us }.push(took_us);
-        if !is_answer {
-            *self.failed_at.entry(at.as_millis() as u64 / 100).or_default() += 1;
-        }
-        *self.codes.entry(code).or_default() += 1;
+    pub fn answered(&mut self, took: Duration, version: Option<&str>) {
+        self.answered_us.push(whole_us(took));
+        *self.codes.entry(0).or_default() += 1;
         if let Some(version) = version {
             match self.versions.get_mut(version) {
                 Some(count) => *count += 1,
                 None => drop(self.versions.insert(version.to_string(), 1)),
             }
         }
+    }
+
+    pub fn failed(&mut self, failure: &Failure, at: Duration, took: Duration) {
+        self.refused_us.push(whole_us(took));
+        *self.failed_at.entry(at.as_secs()).or_default() += 1;
+        *self.codes.entry(failure.code).or_default() += 1;
+        let said = format!("{}: {}", failure.code, failure.reason);
+        let is_known = self.reasons.contains_key(&said) || self.reasons.len() < REASONS;
+        let said = if is_known { said } else { "others".to_owned() };
+        *self.reasons.entry(said).or_default() += 1;
     }
 
     pub fn report(mut self, elapsed: Duration) -> Value {
@@ -49,11 +61,17 @@ impl Tally {
             "codes": self.codes.iter().map(|(code, n)| (code.to_string(), json!(n)))
                 .collect::<serde_json::Map<_, _>>(),
             "versions": self.versions,
-            "failed_at": self.failed_at.iter().map(|(at, n)| (format!("{:.1}", *at as f64 / 10.0), json!(n)))
+            "failed_at": self.failed_at.iter().map(|(at, n)| (at.to_string(), json!(n)))
                 .collect::<serde_json::Map<_, _>>(),
+            "reasons": self.reasons,
+            "connections_lost": self.connections_lost,
             "mixed_up": self.mixed_up,
         })
     }
+}
+
+fn whole_us(took: Duration) -> u32 {
+    took.as_micros().min(u32::MAX as u128) as u32
 }
 
 fn quantile(sorted_us: &[u32], q: f64) -> u32 {

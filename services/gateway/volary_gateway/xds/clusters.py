@@ -25,7 +25,7 @@ from volary_gateway.xds.retries import retries
 Cluster = cluster_pb2.Cluster
 MAX_REQUESTS = 65_536  # admission is the replica's: a breaker that trips first would hide it
 MIN_RETRY_CONCURRENCY = 200  # the default of 3 starves the retries of a crash
-RETRY_BUDGET_PERCENT = 20.0
+RETRY_BUDGET_PERCENT = 60.0  # one of two replicas takes half of the calls with it
 CONNECT_TIMEOUT_S = 0.5
 CHECK_AUTHORITY = "inference"
 CHECK_JITTER_PERCENT = 20
