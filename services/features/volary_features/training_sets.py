@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass
 
 import polars as pl
-import pyarrow as pa
 from volary.features.v1.feature_pb2 import ReferenceDistribution, TrainingSet
+from volary_kit.arrow_streams import ipc_chunks
 from volary_kit.artifacts import ArtifactStore
 from volary_kit.clock import Clock
 from volary_kit.database import Database
@@ -29,7 +29,6 @@ from volary_features.offline.training import (
 from volary_features.snapshots import Snapshots
 from volary_features.store import trainings
 
-CHUNK_BYTES = 1 << 20
 SLICE_ROWS = 4_096
 Progress = Callable[[str, int], Awaitable[None]]
 
@@ -137,17 +136,4 @@ def _distribution(found: Distribution) -> ReferenceDistribution:
 
 def _arrow_chunks(rows: pl.DataFrame) -> Iterator[bytes]:
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        for batch in table.to_batches(max_chunksize=SLICE_ROWS):
-            stream.write_batch(batch)
-            yield from _drained(sink)
-    yield from _drained(sink)
-
-
-def _drained(sink: io.BytesIO) -> Iterator[bytes]:
-    data = sink.getvalue()
-    sink.seek(0)
-    sink.truncate()
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+    return ipc_chunks(table, slice_rows=SLICE_ROWS)

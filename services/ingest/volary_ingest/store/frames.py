@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+from volary_kit.arrow_streams import ipc_chunks
 from volary_kit.artifacts import ArtifactStore
 from volary_kit.errors import DataLoss, InvalidArgument, NotFound
 
 from volary_ingest.domain.columns import INSTANT
 from volary_ingest.domain.snapshot import DataFile, Snapshot, columns_of
 
-CHUNK_BYTES = 1 << 20
 SLICE_ROWS = 16_384
 ORDER = ("known_at", "record_id")
 OWN = {"record_id": pl.String(), "event_time": INSTANT, "known_at": INSTANT}
@@ -78,21 +78,7 @@ class Frames:
 
 def arrow_chunks(frame: pl.DataFrame) -> Iterator[bytes]:
     """Yield a frame as one Arrow IPC stream in pieces of at most 1 MiB."""
-    table = _plain(frame.to_arrow())
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        for piece in table.to_batches(max_chunksize=SLICE_ROWS):
-            stream.write_batch(piece)
-            yield from _drained(sink)
-    yield from _drained(sink)
-
-
-def _drained(sink: io.BytesIO) -> Iterator[bytes]:
-    data = sink.getvalue()
-    sink.seek(0)
-    sink.truncate()
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+    return ipc_chunks(_plain(frame.to_arrow()), slice_rows=SLICE_ROWS)
 
 
 def _plain(table: pa.Table) -> pa.Table:
