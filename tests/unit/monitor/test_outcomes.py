@@ -143,3 +143,16 @@ async def test_a_unit_is_kept_as_a_hash(rig):
         stored = (await transaction.execute(sa.text("SELECT unit_hash FROM outcomes"))).scalar_one()
     assert len(stored) == 16
     assert b"ada" not in stored
+
+
+async def test_as_many_as_one_request_holds_are_summed_in_time(rig):
+    """Read once for each other one they would take a minute, and the call has ten seconds."""
+    many = range(10_000)
+    route = "m/x/split/8"
+    await rig.predictions([prediction(f"s{i}", START_US, version=1, route=route) for i in many])
+    recorded = await told(rig, *((f"s{i}.1.0", 5.0, f"user-{i % 100}") for i in many))
+    assert recorded.recorded == len(many)
+    again = await told(rig, *((f"s{i}.1.0", 5.0 + i % 2, "") for i in many))
+    assert (again.duplicates, again.conflicting) == (5_000, 5_000)
+    assert [row[2] for row in rows(await sums(rig))] == [len(many)]
+    assert [row[2] for row in rows(await sums(rig, PER_STEP))] == [100]

@@ -15,11 +15,20 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 from volary_kit.database import Transaction
 
 from volary_monitor.domain.outcomes import Outcome, Question, Source, Sums, Unit, VariantSums
-from volary_monitor.store.predictions import BY_MODEL, JOINED
+from volary_monitor.store.predictions import BY_MODEL, JOINED, unnested
 from volary_monitor.tables import outcomes, predictions, truths
 
 V, P, T = outcomes.c, predictions.c, truths.c
-GIVEN = ("prediction_id", "metric", "value", "unit_hash", "known_us")
+ADDED = {column.name: column.type for column in V if column.name != "position"}
+KEY = ("prediction_id", "metric")
+GIVEN = (*KEY, "value", "unit_hash", "known_us")
+# What a rollout routed and what came of it are both read whole, so one pass over each joins them.
+# Of tables that grow faster than they are analysed Postgres expects one row, and would read all
+# predictions of the rollout anew for each outcome: 4 s at 2,500 of them, 16 s at 5,000.
+ONE_PASS = sa.select(
+    sa.func.set_config("enable_nestloop", "off", True),
+    sa.func.set_config("plan_cache_mode", "force_custom_plan", True),
+)
 
 
 @dataclass(frozen=True)
@@ -40,28 +49,32 @@ async def record(
         first.setdefault((each.prediction_id, each.metric), each)
     common = {"project": project, "model": model, "recorded_us": now_us}
     rows = [common | {name: getattr(each, name) for name in GIVEN} for each in first.values()]
-    statement = insert(outcomes).values(rows).on_conflict_do_nothing()
-    added = await transaction.execute(statement.returning(V.prediction_id, V.metric))
-    new = {(row.prediction_id, row.metric) for row in added}
-    stands = await _values(transaction, project, model, first)
+    statement = insert(outcomes).from_select(list(ADDED), unnested(ADDED, rows))
+    statement = statement.on_conflict_do_nothing().returning(V.prediction_id, V.metric)
+    new = {(row.prediction_id, row.metric) for row in await transaction.execute(statement)}
+    stands = await _values(transaction, project, model, rows)
     repeated = len(given) - len(new)
     conflicting = sum(stands[each.prediction_id, each.metric] != each.value for each in given)
     return Recorded(len(new), repeated - conflicting, conflicting)
 
 
 async def _values(
-    transaction: Transaction, project: str, model: str, keys: Sequence[Any] | dict[Any, Any]
+    transaction: Transaction, project: str, model: str, rows: Sequence[dict[str, Any]]
 ) -> dict[tuple[str, str], float]:
-    named = sa.tuple_(V.prediction_id, V.metric).in_(list(keys))
-    statement = sa.select(V.prediction_id, V.metric, V.value).where(
-        V.project == project, V.model == model, named
+    named = unnested({name: ADDED[name] for name in KEY}, rows).subquery("named")
+    is_named = (V.prediction_id == named.c.prediction_id) & (V.metric == named.c.metric)
+    statement = (
+        sa.select(V.prediction_id, V.metric, V.value)
+        .join_from(outcomes, named, is_named)
+        .where(V.project == project, V.model == model)
     )
-    rows = await transaction.execute(statement)
-    return {(row.prediction_id, row.metric): row.value for row in rows}
+    found = await transaction.execute(statement)
+    return {(row.prediction_id, row.metric): row.value for row in found}
 
 
 async def summed(transaction: Transaction, project: str, model: str, question: Question) -> Sums:
     """Return the sums by version and generation, over the first outcome of each observation."""
+    await transaction.execute(ONE_PASS)
     values = _truth(project, model, question)
     if question.source is Source.RECORDED:
         values = _recorded(project, model, question)

@@ -23,7 +23,7 @@ JOINED = (P.project == T.project) & (P.model == T.model) & (P.subject == T.subje
 
 async def add(transaction: Transaction, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Insert predictions; return the position of each that was not there, by event id."""
-    statement = insert(predictions).from_select(list(ADDED), _unnested(ADDED, rows))
+    statement = insert(predictions).from_select(list(ADDED), unnested(ADDED, rows))
     statement = statement.on_conflict_do_nothing().returning(P.event_id, P.position)
     return {row.event_id: row.position for row in await transaction.execute(statement)}
 
@@ -31,11 +31,11 @@ async def add(transaction: Transaction, rows: Sequence[dict[str, Any]]) -> dict[
 async def queue(transaction: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     """Queue events for the log."""
     columns = {column.name: column.type for column in log_pending.c}
-    statement = insert(log_pending).from_select(list(columns), _unnested(columns, rows))
+    statement = insert(log_pending).from_select(list(columns), unnested(columns, rows))
     await transaction.execute(statement)
 
 
-def _unnested(
+def unnested(
     columns: Mapping[str, TypeEngine[Any]], rows: Sequence[dict[str, Any]]
 ) -> sa.Select[Any]:
     """Return rows as one array a column: one short statement, however many rows there are."""
