@@ -1,4 +1,4 @@
-"""Versions compared by what users do, on a whole mesh: an experiment.
+"""Versions compared by what users do, on a whole mesh: by an experiment, and by a rollout's guard.
 
 Calls go through Envoy, outcomes to monitor by `RecordOutcomes`, commands through `volary`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 import pytest
 import yaml
 from volary.gateway.v1.traffic_service_pb2 import GetTrafficRequest
+from volary.monitor.v1.monitor_pb2 import ACTION_STATE_DELIVERED
+from volary.monitor.v1.monitor_service_pb2 import ApplyMonitorPolicyRequest, ListActionsRequest
 from volary_client import AsyncClient
+from volary_kit.testing import eventually
+from volary_kit.webhooks import SIGNATURE, is_signed
 
 from tests.chaos.mesh import registered
-from tests.end_to_end.conftest import WholeMesh
+from tests.end_to_end.conftest import SECRET, WholeMesh
 from tests.end_to_end.shoppers import HEADER, METRIC, USERS, Shoppers
+from tests.unit.receiver import Receiver
 
 MODEL = "shop"
 DULL, BOLD = 1, 2
@@ -50,7 +56,18 @@ ROLLOUT = {
     "max_extensions": 400,
     "guards": [
         {"kind": "error_rate", "ceiling": 0.2},
+        {"kind": "business", "metric": METRIC, "margin": 0.1, "min_effect": 0.1},
     ],
+}
+BANDS = [{"below": 0.5, "code": "LOW", "action": "call"}, {"code": "HIGH", "action": "go"}]
+MONITOR = {
+    "kind": "Monitor",
+    "name": MODEL,
+    "spec": {
+        "model": MODEL,
+        "truth": {"source": "visits", "subject_column": "id", "label_column": "bought"},
+        "window": {"length": "1d"},
+    },
 }
 TRAINING = {"kind": "Training", "name": MODEL, "spec": {"model": MODEL, "rollout": ROLLOUT}}
 
@@ -77,7 +94,7 @@ async def shoppers(
     whole_mesh: WholeMesh, client: AsyncClient, declared: Path
 ) -> AsyncIterator[Shoppers]:
     """Users of a model whose first version is in production."""
-    await registered(client, MODEL)
+    await registered(client, MODEL, json.dumps({"bands": BANDS}))
     first = await rolled_out(whole_mesh, declared, DULL)
     assert first["state"] == "PROMOTED", first
     found = Shoppers(client, MODEL, {DULL: SELDOM, BOLD: OFTEN})
@@ -124,3 +141,45 @@ async def test_an_experiment_finds_what_users_like_better_and_gives_the_traffic_
     assert report["again"]["agrees"]
     late = await whole_mesh.volary("experiment", "stop", MODEL)
     assert late.returncode == 5, late.stderr
+
+
+async def test_a_version_by_which_users_buy_less_goes_back_and_one_by_which_more_is_promoted(
+    whole_mesh: WholeMesh, client: AsyncClient, shoppers: Shoppers, declared: Path
+) -> None:
+    shoppers.chances.update({DULL: OFTEN, BOLD: SELDOM})
+    worse = await rolled_out(whole_mesh, declared, BOLD)
+    assert worse["state"] == "ROLLED_BACK", worse
+    assert worse["reason"].startswith("CANDIDATE_WORSE")  # whether or not a record is on its way
+    assert any(METRIC in reason for reason in worse["look"]["reasons"]), worse["look"]
+    assert await answering(client) == [(DULL, 10_000)]
+    shoppers.chances.update({DULL: SELDOM, BOLD: OFTEN})
+    better = await rolled_out(whole_mesh, declared, BOLD)
+    assert (better["state"], better["baseline"]) == ("PROMOTED", DULL), better
+    assert await answering(client) == [(BOLD, 10_000)]
+    explained = await whole_mesh.volary("rollout", "explain", worse["rollout"])
+    assert explained.returncode == 0, explained.stderr
+
+
+async def test_what_a_decision_recommends_is_told_once_to_whom_the_policy_names(
+    client: AsyncClient, shoppers: Shoppers, receiver: Receiver
+) -> None:
+    policy = OWNED | MONITOR
+    rule = {"action": "call", "webhook": f"{receiver.origin}/calls"}
+    policy |= {"spec": MONITOR["spec"] | {"actions": [rule]}}
+    request = ApplyMonitorPolicyRequest()
+    request.monitor_policy.name = f"projects/default/monitorPolicies/{MODEL}"
+    request.monitor_policy.document.update(policy)
+    await client.monitor.ApplyMonitorPolicy(request)
+    reply = await client.inference.ModelInfer(shoppers.asking(-1.0), timeout=30)
+    assert reply.parameters["volary_action"].string_param == "call"
+    listing = ListActionsRequest(model=f"projects/default/models/{MODEL}")
+
+    async def is_delivered() -> bool:
+        found = (await client.monitor.ListActions(listing)).actions
+        return [each.state for each in found] == [ACTION_STATE_DELIVERED]
+
+    await eventually(is_delivered, within_s=WITHIN_S, what="the action's delivery")
+    key = reply.parameters["volary_prediction_id"].string_param
+    (post,) = receiver.posted  # though most visits of the shop recommend something
+    assert (post.path, post.key, post.told["reason_codes"]) == ("/calls", key, ["LOW"])
+    assert is_signed(SECRET, post.headers[SIGNATURE], post.body, time.time())
