@@ -8,12 +8,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench.cores import Cores, TooFewCores
-from bench.inference import bad_input, lines, many, measuring
+from bench.inference import bad_input, lines, many, measuring, swapping
 from bench.inference.measuring import FULL, QUICK, Small, Times
 from bench.inference.peers import serving
 from bench.inference.served import PYTHON, Served, echo, engines, served, write_bodies
@@ -43,30 +44,50 @@ class Bench:
 
     async def run(self) -> str:
         """Measure what is due; return the name of the engine that was measured whole."""
-        python = "python_engine_vs_aio_echo"
-        reference = await self._echo() if self.is_due(*lines.SMALL, *lines.PEER, python) else None
-        measured = ""
+        async with AsyncExitStack() as stack:
+            running = await self._started(stack, *self._engines())
+            needs_echo = self.is_due(*lines.SMALL, *lines.PEER, lines.SPEED_OF_PYTHON)
+            reference = await self._echo() if running and needs_echo else None
+            best = None
+            for server in running:
+                say(f"the {server.engine} engine")
+                if server is running[0]:
+                    best = await self._best(server, reference)
+                if server.engine == PYTHON:
+                    await self._python(server, reference)
+        if best is not None:
+            await self._peers(best)
+        return running[0].engine if running else ""
+
+    def _engines(self) -> list[str]:
+        """Return the engines that something due is measured of, the better one first."""
         others = [name for name in lines.LINES if name not in lines.PYTHON]
-        for engine in engines():
-            if not self.is_due(*(lines.PYTHON if measured else lines.LINES)):
-                break
-            if engine != PYTHON and not self.is_due(*others):
-                continue
+        found = engines()
+        of_python = self.is_due(*lines.PYTHON)
+        best = found[:1] if self.is_due(*others) else []
+        return list(dict.fromkeys([*best, *([PYTHON] if of_python else [])]))
+
+    async def _started(self, stack: AsyncExitStack, *names: str) -> list[Served]:
+        """Start services; where the native one does not start, the Python engine is measured."""
+        # one on each core while nothing is measured; both run on the server's core then
+        places = (self.cores.server, self.cores.rest)
+        starting = [
+            await stack.enter_async_context(served(name, self.folder, self.cores, starts_on=place))
+            for name, place in zip(names, places, strict=False)
+        ]
+        running: list[Served] = []
+        for server in starting:
             try:
-                async with served(engine, self.folder, self.cores) as server:
-                    say(f"the {engine} engine")
-                    best = None if measured else await self._best(server, reference)
-                    if engine == PYTHON:
-                        await self._python(server, reference)
+                await server.started()
             except BenchError as problem:
-                if engine == PYTHON:
+                if server.engine == PYTHON:
                     raise
                 say(f"{problem}; the Python engine is measured alone")
-                continue
-            measured = measured or engine
-            if best is not None:
-                await self._peers(best)
-        return measured
+            else:
+                running.append(server)
+        if names and not running:
+            return await self._started(stack, PYTHON)
+        return running
 
     async def _echo(self) -> Small:
         async with echo(self.folder, self.cores) as (target, pid):
@@ -81,6 +102,11 @@ class Bench:
             own = await self._small(server)
             bound = json.loads(BOUNDS.read_text()).get(server.engine)
             results.add(*measuring.small_lines(own, reference, bound))
+            dropped = await server.events_dropped()
+            calls = own.one.ok + own.many.ok
+            results.add(
+                Line("events_dropped", dropped, "events", Goal("<=", 0, "ours"), calls, "calls")
+            )
         if self.is_due(*lines.HEAVY):
             limit = await measuring.raw_ort(self.folder, self.cores)
             heavy = await measuring.heavy(generator, server, times)
@@ -89,9 +115,9 @@ class Bench:
         while self.is_due(*lines.MIXED_UP):
             results.add(await measuring.mixed_up(generator, server, self.tokens["copy"], times))
         while self.is_due(*lines.SWAPS):
-            results.add(*await measuring.swaps(generator, server, times))
+            results.add(*await swapping.swaps(generator, server, times))
         if self.is_due(*lines.BAD_INPUT):
-            results.add(*await bad_input.by_grpc(server, *lines.BAD_INPUT))
+            results.add(*await bad_input.by_grpc(server, *lines.BAD_INPUT, times=times))
         return own
 
     async def _python(self, server: Served, reference: Small | None) -> None:
@@ -105,9 +131,9 @@ class Bench:
                 )
             )  # fmt: skip
         if self.is_due(*refusals):
-            self.results.add(*await bad_input.by_grpc(server, *refusals))
+            self.results.add(*await bad_input.by_grpc(server, *refusals, times=self.times))
         if self.is_due(over_http):
-            self.results.add(await bad_input.by_http(server, over_http))
+            self.results.add(await bad_input.by_http(server, over_http, self.times))
 
     async def _small(self, server: Served) -> Small:
         return await measuring.small(self.generator, server.target("small"), server.pid, self.times)
@@ -148,7 +174,9 @@ def main() -> int:
     except (BenchError, TooFewCores) as problem:
         say(f"error: {problem}")
         return 1
-    top.append(f"engine: {engine or 'as measured before'}; server and load on one core each")
+    top.append(
+        f"engine: {engine or 'as measured before'}; server and load on one core each; {times}"
+    )
     if not any(each.line in lines.PEER for each in results.lines):
         top.append(PEERS_ABSENT)
     order = list(lines.LINES)

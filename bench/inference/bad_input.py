@@ -12,11 +12,11 @@ import numpy as np
 from inference import grpc_service_pb2 as pb
 
 from bench.inference import graphs
+from bench.inference.measuring import Times
 from bench.inference.served import INFER, Served, body
 from bench.load.generator import BenchError
 from bench.report import Goal, Line, say
 
-TIMES = 20
 LIMIT_MS = 100.0
 HUGE = 66 << 20  # above what the listener takes at all
 LARGE = 63 << 20  # below it
@@ -66,10 +66,12 @@ class Asking:
         self._ask = channel.unary_unary(INFER)
         self._metadata = tuple(server.target("small").headers.items())
 
-    async def times_ms(self, name: str, data: bytes, *expected: grpc.StatusCode) -> list[float]:
-        """Send bytes some times; raise BenchError for another status than is expected."""
+    async def times_ms(
+        self, name: str, data: bytes, *expected: grpc.StatusCode, times: int
+    ) -> list[float]:
+        """Send bytes so many times; raise BenchError for another status than is expected."""
         found: list[float] = []
-        for _ in range(TIMES):
+        for _ in range(times):
             began_s = time.perf_counter()
             code = await self._ask(data, metadata=self._metadata, timeout=10).code()
             found.append((time.perf_counter() - began_s) * 1e3)
@@ -78,7 +80,7 @@ class Asking:
         return found
 
 
-async def by_grpc(server: Served, line: str, huge_line: str) -> list[Line]:
+async def by_grpc(server: Served, line: str, huge_line: str, times: Times) -> list[Line]:
     """Send each case some times; return the worst answer's time, that of a huge message apart.
 
     A huge message is refused when it has come: beside it stands one of nearly its size that is
@@ -88,10 +90,14 @@ async def by_grpc(server: Served, line: str, huge_line: str) -> list[Line]:
     options = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(target.address, options) as channel:
         asking = Asking(server, channel)
-        good = await asking.times_ms("a good call", target.body.read_bytes(), grpc.StatusCode.OK)
-        worst = {name: max(await asking.times_ms(name, data, *REFUSALS)) for name, data in _cases()}
-        huge = await asking.times_ms("a huge message", bytes(HUGE), *REFUSALS)
-        large = await asking.times_ms("a large message", bytes(LARGE), *REFUSALS)
+        body, few = target.body.read_bytes(), times.refusals
+        good = await asking.times_ms("a good call", body, grpc.StatusCode.OK, times=few)
+        worst = {
+            name: max(await asking.times_ms(name, data, *REFUSALS, times=few))
+            for name, data in _cases()
+        }
+        huge = await asking.times_ms("a huge message", bytes(HUGE), *REFUSALS, times=times.huge)
+        large = await asking.times_ms("a large message", bytes(LARGE), *REFUSALS, times=times.huge)
     sending = float(np.median(large))
     limit = Goal("<=", LIMIT_MS, "ours")
     return [
@@ -111,25 +117,25 @@ BODIES = {
 }
 
 
-async def by_http(server: Served, line: str) -> Line:
+async def by_http(server: Served, line: str, times: Times) -> Line:
     """Post each body some times; return the worst answer's time."""
-    return await asyncio.to_thread(_posted, server, line)
+    return await asyncio.to_thread(_posted, server, line, times.refusals)
 
 
-def _posted(server: Served, line: str) -> Line:
+def _posted(server: Served, line: str, count: int) -> Line:
     headers = server.target("small").headers
     good = _TENSOR % ", ".join(["0.5"] * graphs.SMALL[0])
-    times = [_post(server, f'{{"inputs": [{good}]}}'.encode(), headers) for _ in range(TIMES)]
+    times = [_post(server, f'{{"inputs": [{good}]}}'.encode(), headers) for _ in range(count)]
     if any(status != http.HTTPStatus.OK for status, _ in times):
         raise BenchError(f"a good request over HTTP is answered with {times[0][0]}")
     worst: dict[str, float] = {}
     for name, data in BODIES.items():
-        for _ in range(TIMES):
+        for _ in range(count):
             status, took_ms = _post(server, data, headers)
             if not http.HTTPStatus.BAD_REQUEST <= status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise BenchError(f"{name} is answered with {status}")
             worst[name] = max(worst.get(name, 0.0), took_ms)
-    announced = [_announce(server, HUGE, headers) for _ in range(TIMES)]
+    announced = [_announce(server, HUGE, headers) for _ in range(count)]
     if any(status != http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE for status, _ in announced):
         raise BenchError(f"a huge body is answered with {announced[0][0]}")
     worst["a huge body"] = max(took_ms for _, took_ms in announced)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cores import Cores, on_core
@@ -16,7 +16,6 @@ from bench.report import Goal, Line, say
 DEADLINE_MS = 50.0
 OVERLOAD = 3.0
 CALLERS = 64
-SLICE_S = 1.0  # of load in the swaps: what may answer in it are the versions of so long
 # small: a server that answers in turn needs no more, and each has flow control of its own
 CONNECTIONS = 4
 ECHO = "grpc.aio echo"
@@ -33,12 +32,23 @@ class Times:
     warmup_s: float
     swaps: int
     copies_s: float
+    refusals: int  # of each kind of bad input
+    huge: int  # of those that take long to send
     rows: int = 1
     all_swaps: int = 1
 
+    def __str__(self) -> str:
+        return (
+            f"{self.load_s:g} s a row after {self.warmup_s:g} s of warm-up, {self.swaps} swaps "
+            f"at a time, {self.refusals} refusals of a kind, {self.huge} of a huge message"
+        )
 
-QUICK = Times(load_s=2.0, warmup_s=0.5, swaps=10, copies_s=2.0)
-FULL = Times(load_s=10.0, warmup_s=2.0, swaps=50, copies_s=20.0, rows=1_000_000, all_swaps=1_000)
+
+QUICK = Times(load_s=1.5, warmup_s=0.4, swaps=5, copies_s=1.5, refusals=5, huge=3)
+FULL = Times(
+    load_s=10.0, warmup_s=2.0, swaps=50, copies_s=20.0, refusals=20, huge=20,
+    rows=1_000_000, all_swaps=1_000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,12 @@ def small_lines(ours: Small, echo: Small, bound_us: float | None) -> list[Line]:
             echo.many.p99_us / 1e3, ECHO,
         ),
     ]  # fmt: skip
+    # the same figures as shares of the echo's in this run, as those that the goals are taken from
+    # were: 130 us beside 213, 2 ms beside 19
+    lines += [
+        replace(lines[1], line="small_c1_p50_vs_aio_echo", goal=Goal("<=", 0.61)),
+        replace(lines[2], line="small_c64_p99_vs_aio_echo", goal=Goal("<=", 0.105)),
+    ]
     goal = Goal("<=", bound_us if bound_us is not None else float("inf"), "ours")
     return [*lines, Line("cpu_us_per_call", ours.cpu_us, "us", goal, echo.cpu_us, ECHO)]
 
@@ -160,64 +176,3 @@ async def mixed_up(generator: Generator, server: Served, token: int, times: Time
         "rows_mixed_up", found.mixed_up, "rows", Goal("<=", 0, "ours"),
         found.ok, "of so many rows",
     )  # fmt: skip
-
-
-@dataclass
-class Swaps:
-    """Which version is in production: a call may be answered by any that was meanwhile."""
-
-    number: int
-    is_done: bool = False
-
-
-async def swaps(generator: Generator, server: Served, times: Times) -> list[Line]:
-    """Swap the production version again and again under load; count what failed or went wrong."""
-    state = await _begin_swaps(server)
-    failed = asked = wrong = 0
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_swap(server, times.swaps, state))
-        while not state.is_done:
-            # the one before may still answer what is on its way when the next one is wanted
-            first = state.number - 1
-            found = await generator.run(
-                server.target("swapped"), seconds=SLICE_S, warmup=0, concurrency=8
-            )
-            failed, asked = failed + found.failed, asked + found.ok + found.failed
-            right = {str(number) for number in range(first, state.number + 1)}
-            wrong += sum(count for name, count in found.versions.items() if name not in right)
-    none = Goal("<=", 0, "ours")
-    return [
-        Line("version_swaps_failed", failed, "calls", none, times.swaps, "swaps under load"),
-        Line("version_swaps_wrong", wrong, "calls", none, asked, "calls in the swaps"),
-    ]
-
-
-async def _begin_swaps(server: Served) -> Swaps:
-    """Put a version into production, beside those that an earlier part has left there."""
-    gateway = server.peers.gateway
-    others = [each for each in gateway.desired.versions if each.model != "swapped"]
-    number = max((v.version for v in gateway.desired.versions if v.model == "swapped"), default=2)
-    gateway.want(*others, _version(server, number, is_production=True))
-    await server.until_ready(number)
-    return Swaps(number)
-
-
-async def _swap(server: Served, count: int, state: Swaps) -> None:
-    """Load the next version beside the old one, give it the calls, let the old one go."""
-    gateway = server.peers.gateway
-    others = [each for each in gateway.desired.versions if each.model != "swapped"]
-    try:
-        for number in range(state.number + 1, state.number + 1 + count):
-            old = _version(server, number - 1, is_production=True)
-            gateway.want(*others, old, _version(server, number, is_production=False))
-            await server.until_ready(number)
-            state.number = number
-            gateway.want(*others, _version(server, number, is_production=True))
-    finally:
-        state.is_done = True
-
-
-def _version(server: Served, number: int, *, is_production: bool):  # noqa: ANN202 - a message
-    # two artifacts in turn: the first load of each is tried in a child process, which takes seconds
-    graph = graphs.perceptron(graphs.SMALL, seed=number % 2)
-    return server.peers.registry.add(number, graph, model="swapped", production=is_production)

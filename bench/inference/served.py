@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
@@ -33,6 +35,7 @@ EXPORT = "opentelemetry.proto.collector.trace.v1.TraceService"
 START_S, LOAD_S = 60.0, 30.0
 TOKEN = np.array([17.0, 18.0, 19.0, 20.0], np.float32)  # found in the body again, to be replaced
 SETTING = "engine"
+DROPPED = "volary_prediction_events_dropped_total"
 NATIVE, PYTHON = "native", "python"
 
 
@@ -44,11 +47,12 @@ def engines() -> list[str]:
 class EngineReplica(Replica):
     """A replica that runs one engine, sends its spans to a collector and speaks HTTP, too."""
 
-    rest_port = 0
+    rest_port = metrics_port = 0
 
     def choose(self, engine: str, collector: str) -> None:
         """Set what differs from a replica under test."""
-        self.rest_port = free_port()
+        self.rest_port, self.metrics_port = free_port(), free_port()
+        self._environment["VOLARY_INFERENCE_METRICS_PORT"] = str(self.metrics_port)
         self._environment["VOLARY_INFERENCE_REST_PORT"] = str(self.rest_port)
         self._environment["VOLARY_INFERENCE_OTLP_ENDPOINT"] = collector
         if SETTING in InferenceSettings.model_fields:
@@ -63,6 +67,7 @@ class Served:
     peers: Peers
     replica: EngineReplica
     folder: Path
+    core: int
 
     @property
     def pid(self) -> int:
@@ -84,6 +89,17 @@ class Served:
             {"x-api-key": self.peers.keys.api_key()},
         )
 
+    async def started(self) -> None:
+        """Wait until the service is ready, on the server's core; raise BenchError if it is not."""
+        try:
+            async with asyncio.timeout(START_S):
+                await self.replica.ready()
+        except (AssertionError, TimeoutError) as error:
+            raise BenchError(f"the {self.engine} engine does not start: {error}") from error
+        for thread in psutil.Process(self.pid).threads():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, {self.core})
+
     async def until_ready(self, version: int) -> None:
         """Wait until the newest report says that every model's version is ready."""
 
@@ -91,6 +107,19 @@ class Served:
             return self.peers.gateway.state_of(version) == "READY"
 
         await eventually(is_ready, within_s=LOAD_S, what=f"version {version}")
+
+    async def until_applied(self) -> None:
+        """Wait until the service says that it has what gateway wants now."""
+        wanted = self.peers.gateway.desired.revision
+
+        async def is_applied() -> bool:
+            return self.peers.gateway.reports[-1].revision >= wanted
+
+        await eventually(is_applied, within_s=LOAD_S, what=f"revision {wanted}")
+
+    async def events_dropped(self) -> int:
+        """Return how many prediction events found no room, by the service's own metrics."""
+        return int(await asyncio.to_thread(_metric, self.replica.metrics_port, DROPPED))
 
 
 def write_bodies(folder: Path) -> dict[str, int]:
@@ -113,8 +142,13 @@ def body(model: str, row: np.ndarray) -> bytes:
 
 
 @asynccontextmanager
-async def served(engine: str, folder: Path, cores: Cores) -> AsyncIterator[Served]:
-    """Run the service with the models of the bench; raise BenchError if it does not start."""
+async def served(
+    engine: str, folder: Path, cores: Cores, *, starts_on: int | None = None
+) -> AsyncIterator[Served]:
+    """Run the service with the models of the bench; it is there once it has `started`.
+
+    It starts on the server's core, or on another, so that two services start beside each other.
+    """
     mine = folder / engine
     mine.mkdir()
     redis = RedisEngine(mine / "redis", free_port(), "bench")
@@ -129,14 +163,9 @@ async def served(engine: str, folder: Path, cores: Cores) -> AsyncIterator[Serve
         replica = EngineReplica(mine, peers.keys, peers, redis.url)
         replica.choose(engine, collector)
         try:
-            with on_core(cores.server):
+            with on_core(cores.server if starts_on is None else starts_on):
                 replica.start()
-            try:
-                async with asyncio.timeout(START_S):
-                    await replica.ready()
-            except (AssertionError, TimeoutError) as error:
-                raise BenchError(f"the {engine} engine does not start: {error}") from error
-            yield Served(engine, peers, replica, folder)
+            yield Served(engine, peers, replica, folder, cores.server)
         finally:
             replica.close()
             await peers.stop()
@@ -182,6 +211,15 @@ async def echo(folder: Path, cores: Cores) -> AsyncIterator[tuple[Target, int]]:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         await child.wait()
+
+
+def _metric(port: int, name: str) -> float:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        rows = reply.read().decode().splitlines()
+    values = [float(row.split()[-1]) for row in rows if row.split("{")[0].split(" ")[0] == name]
+    if not values:
+        raise BenchError(f"the service has no metric {name}")
+    return sum(values)
 
 
 def cpu_s(pid: int) -> float:

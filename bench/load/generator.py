@@ -60,13 +60,19 @@ class Generator:
         self._binary = binary
         self._core = core
 
-    async def run(self, target: Target, *, seconds: float, **options: float) -> Outcome:
-        """Send load for some seconds; options are those of the command line."""
+    async def run(
+        self, target: Target, *, seconds: float, answers: Path | None = None, **options: float
+    ) -> Outcome:
+        """Send load for some seconds; options are those of the command line.
+
+        `answers` is written with a line for each answered call: asked, answered, version.
+        """
         words = ["--address", target.address, "--path", target.path, "--body", str(target.body)]
         for name, text in target.headers.items():
             words += ["--header", f"{name}={text}"]
         for name, value in ({"seconds": seconds} | options).items():
             words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+        words += [] if answers is None else ["--answers", str(answers)]
         with on_core(self._core):
             child = await asyncio.create_subprocess_exec(
                 self._binary,

@@ -1,8 +1,11 @@
 //! Load for a gRPC server: prepared bytes to one method, from one thread; prints one JSON object.
 //!
 //! A closed loop of `concurrency` callers, or calls that begin at a fixed rate. With a token each
-//! call carries 16 bytes of its own, and a reply without them belongs to somebody else.
+//! call carries 16 bytes of its own, and a reply without them belongs to somebody else. With a file
+//! for answers there is a line in it for each: when it was asked, when it was answered (microseconds
+//! of the wall clock) and by which version.
 
+mod answers;
 mod options;
 mod raw;
 mod tally;
@@ -16,6 +19,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::Request;
 use tokio::task::LocalSet;
 
+use answers::Answers;
 use options::{Options, USAGE};
 use raw::{framed, Client, Failure, DEADLINE_EXCEEDED};
 use tally::Tally;
@@ -27,6 +31,7 @@ struct Load {
     options: Options,
     framed: Bytes,
     tally: RefCell<Tally>,
+    answers: RefCell<Option<Answers>>,
     /// Calls that begin before are not counted.
     counted_from: Instant,
     until: Instant,
@@ -58,6 +63,9 @@ impl Load {
         let began = Instant::now();
         let outcome = client.call(body, self.options.timeout).await;
         let took = began.elapsed();
+        if let (Ok(reply), Some(answers)) = (&outcome, self.answers.borrow_mut().as_mut()) {
+            answers.note(began, took, reply.version.as_deref());
+        }
         if began < self.counted_from {
             return;
         }
@@ -134,10 +142,12 @@ async fn run(options: Options) -> Result<serde_json::Value, String> {
     for _ in 0..options.connections {
         clients.push(Client::connect(&options.address, head.clone()).await?);
     }
+    let answers = options.answers.as_deref().map(Answers::create).transpose()?;
     let counted_from = Instant::now() + options.warmup;
     let load = Rc::new(Load {
         framed: framed(&options.body),
         tally: RefCell::default(),
+        answers: RefCell::new(answers),
         counted_from,
         until: counted_from + options.span,
         serial: Cell::new(0),
@@ -148,6 +158,9 @@ async fn run(options: Options) -> Result<serde_json::Value, String> {
         open_loop(&load, &clients).await;
     } else {
         closed_loop(&load, &clients).await;
+    }
+    if let Some(answers) = load.answers.borrow_mut().take() {
+        answers.close()?;
     }
     let mut tally = std::mem::take(&mut *load.tally.borrow_mut());
     tally.connections_lost = clients.iter().map(|client| client.lost()).sum();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 pub const USAGE: &str = "volary-load --address HOST:PORT --path /package.Service/Method \
 --body FILE [--header NAME=VALUE]... [--concurrency 1] [--connections 1] [--seconds 5] \
-[--warmup 1] [--rate CALLS_PER_S] [--timeout-ms MS] [--token OFFSET]";
+[--warmup 1] [--rate CALLS_PER_S] [--timeout-ms MS] [--token OFFSET] [--answers FILE]";
 
 #[derive(Clone)]
 pub struct Options {
@@ -24,6 +24,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Where in the body the 16 bytes lie that are different in each call, and come back.
     pub token: Option<usize>,
+    /// Where to write when each answered call was asked and answered, and by which version.
+    pub answers: Option<String>,
 }
 
 impl Options {
@@ -65,6 +67,7 @@ impl Options {
                 None => None,
                 given => Some(number(given, 0.0)? as usize),
             },
+            answers: take("answers"),
         };
         if let Some(name) = single.keys().next() {
             return Err(format!("--{name} is no option"));
