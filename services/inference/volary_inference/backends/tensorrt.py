@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import re
 import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,27 @@ class Bindings:
 
 
 class PlanCache:
-    """Built engines on disk, by digest, GPU, TensorRT and batch sizes; sealed by their hash."""
+    """Built engines on disk, by digest, GPU, TensorRT and batch sizes; sealed by their hash.
+
+    Beside them how long kernels took on a GPU, which the next build on it need not find out again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, digest: str, gpu: str, version: str, buckets: tuple[int, ...]) -> Path:
         """Return where an engine is kept."""
-        name = "_".join([digest, gpu, version, *map(str, buckets)])
-        return self._folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.plan"
+        return self._named(".plan", digest, gpu, version, *map(str, buckets))
+
+    def timings(self, gpu: str, version: str) -> Path:
+        """Return where the times of kernels are kept."""
+        return self._named(".timings", gpu, version)
+
+    def _named(self, suffix: str, *parts: str) -> Path:
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', '_'.join(parts))}{suffix}"
 
     def read(self, path: Path) -> bytes | None:
-        """Return an engine, None when there is none or its bytes are not what was written."""
+        """Return what is kept, None where nothing is or its bytes are not what was written."""
         try:
             data = path.read_bytes()
         except OSError:
@@ -82,7 +92,7 @@ class PlanCache:
         return plan if hashlib.sha256(plan).digest() == seal else None
 
     def write(self, path: Path, plan: bytes) -> None:
-        """Keep an engine."""
+        """Keep an engine, or times."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{uuid.uuid4().hex}.draft")
         draft.write_bytes(hashlib.sha256(plan).digest() + plan)
@@ -106,13 +116,14 @@ class TensorRtGraph:
         self._logger = found.trt.Logger(found.trt.ILogger.WARNING)
         plan = cache.read(path)
         if plan is None:
-            plan = self._build(data)
+            plan = self._build(data, cache)
             cache.write(path, plan)
         self._runtime = found.trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise FailedPrecondition("TENSORRT_REFUSED", "the engine cannot be loaded on this GPU")
         self._stream = done(found.cuda.cudaStreamCreate())
+        weakref.finalize(self, found.cuda.cudaStreamDestroy, self._stream)
         self._lanes = {
             rows: _Lane(self._engine, index, rows, self.signature, found, self._stream)
             for index, rows in enumerate(buckets)
@@ -128,7 +139,7 @@ class TensorRtGraph:
         bucket = next(size for size in self._buckets if size >= rows)
         return self._lanes[bucket].run(feeds, rows)
 
-    def _build(self, data: bytes) -> bytes:
+    def _build(self, data: bytes, cache: PlanCache) -> bytes:
         """Build a plan with a profile a batch size; raise FailedPrecondition `TENSORRT_REFUSED`."""
         trt = self._found.trt
         builder = trt.Builder(self._logger)
@@ -147,9 +158,13 @@ class TensorRtGraph:
                 shape = trt.Dims(shape_of(spec, rows))
                 profile.set_shape(spec.name, shape, shape, shape)
             config.add_optimization_profile(profile)
+        kept = cache.timings(self._found.gpu, trt.__version__)
+        timings = config.create_timing_cache(cache.read(kept) or b"")
+        config.set_timing_cache(timings, False)  # of another device they would be wrong
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise FailedPrecondition("TENSORRT_REFUSED", "TensorRT cannot build the graph")
+        cache.write(kept, bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
 
 
@@ -190,9 +205,11 @@ class _Lane:
         dtype = DATATYPES[spec.datatype].dtype
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         pinned = int(done(self._cuda.cudaHostAlloc(size, 0)))
+        weakref.finalize(self, self._cuda.cudaFreeHost, pinned)
         memory = (ctypes.c_byte * size).from_address(pinned)
         self._host[spec.name] = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         self._device[spec.name] = int(done(self._cuda.cudaMalloc(size)))
+        weakref.finalize(self, self._cuda.cudaFree, self._device[spec.name])
         if not self._context.set_tensor_address(spec.name, self._device[spec.name]):
             raise FailedPrecondition("TENSORRT_REFUSED", f"{spec.name[:64]} has no place")
 
@@ -206,6 +223,7 @@ class _Lane:
         recorded = done(self._cuda.cudaStreamEndCapture(self._stream))
         graph = done(self._cuda.cudaGraphInstantiate(recorded, 0))
         done(self._cuda.cudaGraphDestroy(recorded))
+        weakref.finalize(self, self._cuda.cudaGraphExecDestroy, graph)
         return graph
 
     def _enqueue(self) -> None:
