@@ -18,6 +18,7 @@ from volary_cli.commands import (
     mesh,
     models,
     projects,
+    replicas,
     retrain,
     rollout,
     traces,
@@ -47,7 +48,10 @@ for command in (mesh.up, mesh.down, mesh.status, mesh.logs):
 app.command(rich_help_panel="The mesh")(traces.trace)
 app.command(rich_help_panel="The mesh")(demo.demo)
 app.command(rich_help_panel="The mesh")(identities.keys)
-for command in (projects.apply, models.production, models.predict, models.alerts, variants.variant):
+for command in (
+    *(projects.apply, models.production, replicas.replicas, models.predict, models.alerts),
+    variants.variant,
+):
     app.command(rich_help_panel="Models")(command)
 app.add_typer(rollout.app, name="rollout", rich_help_panel="Models")
 app.add_typer(experiment.app, name="experiment", rich_help_panel="Models")
