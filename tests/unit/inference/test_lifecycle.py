@@ -124,6 +124,31 @@ async def test_versions_come_and_go_under_load_without_a_failed_call(
     assert (await stub.ModelInfer(raw_request(ROW))).model_version == "6"
 
 
+async def test_a_swap_back_waits_for_nothing(replica: Replica, peers: Peers) -> None:
+    gateway, registry = peers.gateway, peers.registry
+    first = registry.add(1, graphs.sigmoid_sum(), production=True)
+    second = registry.add(2, graphs.sigmoid_sum(bias=2))
+    gateway.want(first, second)
+    replica.start()
+    await replica.ready()
+    stub = replica.v2()
+    loaded = {row.version: row.ready_time.ToDatetime() for row in gateway.reports[-1].versions}
+    downloads, before = registry.downloads, len(gateway.reports)
+
+    async def is_applied() -> bool:
+        return gateway.reports[-1].revision == gateway.desired.revision
+
+    for number in (2, 1, 2, 1):
+        first.production, second.production = number == 1, number == 2
+        gateway.want(first, second)
+        await eventually(is_applied, within_s=30, what="the word that it is done")
+        assert (await stub.ModelInfer(raw_request(ROW))).model_version == str(number)
+    assert registry.downloads == downloads
+    for report in gateway.reports[before:]:
+        seen = {row.version: row.ready_time.ToDatetime() for row in report.versions}
+        assert seen == loaded, "a version that stays loaded is never made ready again"
+
+
 async def test_a_killed_replica_comes_back_by_itself_with_every_peer_away(
     replica: Replica, peers: Peers
 ) -> None:
