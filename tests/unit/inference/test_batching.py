@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from volary_inference.domain.batching import Batcher, BatchPolicy, Closing, RunFailed, Ticket
+from volary_inference.domain.batching import (
+    FIRST,
+    LAST,
+    NORMAL,
+    Batcher,
+    BatchPolicy,
+    Closing,
+    RunFailed,
+    Ticket,
+)
 from volary_inference.domain.in_place import SHORT_S, TRIAL_S, TRIALS, InPlace
 from volary_inference.domain.run_times import RunTimes
 from volary_inference.domain.statistics import Statistics
@@ -56,12 +65,13 @@ class Rig:
             run_times=run_times,
         )
 
-    def ticket(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
+    def ticket(self, *values: float, timeout_s: float = LONG_S, priority: int = NORMAL) -> Ticket:
         rows = np.array(values, np.float32).reshape(-1, 1)
-        return Ticket({"x": rows}, len(values), self._clock.monotonic_s() + timeout_s)
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        return Ticket({"x": rows}, len(values), deadline_s, priority)
 
-    def put(self, *values: float, timeout_s: float = LONG_S) -> Ticket:
-        ticket = self.ticket(*values, timeout_s=timeout_s)
+    def put(self, *values: float, timeout_s: float = LONG_S, priority: int = NORMAL) -> Ticket:
+        ticket = self.ticket(*values, timeout_s=timeout_s, priority=priority)
         self.batcher.put(ticket)
         return ticket
 
@@ -109,6 +119,34 @@ def test_the_earliest_deadline_runs_first(rig: Rig) -> None:
     for ticket in (*late, urgent):
         answer(ticket)
     assert rig.runner.batches == [[0.5], [9.0, 1.0, 2.0, 3.0], [4.0]]
+
+
+def test_priority_goes_before_deadlines(rig: Rig) -> None:
+    rig.hold()
+    tickets = [
+        rig.put(1.0, timeout_s=20, priority=LAST),
+        rig.put(2.0, timeout_s=60),
+        rig.put(3.0, timeout_s=50),
+        rig.put(4.0, timeout_s=100, priority=FIRST),
+        rig.put(5.0, timeout_s=90, priority=FIRST),
+    ]
+    rig.runner.gate.set()
+    for ticket in tickets:
+        answer(ticket)
+    assert rig.runner.batches == [[0.5], [5.0, 4.0, 3.0, 2.0], [1.0]]
+
+
+def test_what_expired_behind_others_with_priority_never_runs(rig: Rig) -> None:
+    rig.hold()
+    doomed = rig.put(7.0, timeout_s=0.05, priority=LAST)
+    first = rig.put(1.0, priority=FIRST)
+    with pytest.raises(DeadlineExceeded):
+        doomed.wait(0.06)
+    rig.runner.gate.set()
+    assert answer(first) == [2.0]
+    assert answer(rig.put(3.0)) == [6.0]
+    assert [7.0] not in rig.runner.batches
+    assert 7.0 not in rig.runner.batches[1]
 
 
 def test_what_expired_in_the_queue_never_runs(rig: Rig) -> None:
@@ -248,6 +286,23 @@ class Stopped:
 
     def monotonic_s(self) -> float:
         return self.now_s
+
+
+def test_only_what_goes_before_a_call_is_counted_against_it() -> None:
+    clock, run_times = Stopped(), RunTimes()
+    run_times.record(1, 1.0, clock.monotonic_s())
+    rig = Rig(BatchPolicy(max_rows=1), run_times, clock)
+    rig.hold()
+    for value in range(6):
+        rig.put(float(value), timeout_s=10)
+    with pytest.raises(ResourceExhausted):
+        rig.put(7.0, 8.0, 9.0, timeout_s=10)
+    with pytest.raises(ResourceExhausted):
+        rig.put(7.0, timeout_s=5, priority=LAST)
+    rig.put(7.0, timeout_s=5, priority=FIRST)
+    rig.runner.gate.set()
+    assert rig.batcher.close(LONG_S)
+    assert rig.runner.batches[:2] == [[0.5], [7.0]]
 
 
 def test_what_is_refused_for_its_run_time_is_tried_again_after_a_while() -> None:

@@ -435,10 +435,10 @@ async fn infer(
     let deadline = asked
         .timeout
         .map_or(deadline, |timeout| deadline.min(call.began + timeout));
-    let loaded = asked.loaded.clone();
+    let (loaded, place) = (asked.loaded.clone(), (asked.priority, deadline));
     call.asked = Some(asked);
     let is_cancelled = call.is_cancelled.clone();
-    let outcome = infer::run(&loaded, inputs, deadline, is_cancelled, &call.plane.turn).await;
+    let outcome = infer::run(&loaded, inputs, place, is_cancelled, &call.plane.turn).await;
     match outcome {
         Outcome::Part(part) => {
             let asked = call.asked.take().expect("it was put there above");

@@ -12,7 +12,7 @@ use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
 use crate::contract::inference::{InferParameter, ModelInferRequest};
 use crate::contract::{Code, Refusal};
 use crate::plane::{Loaded, Table};
-use crate::queue::NoRoom;
+use crate::queue::{NoRoom, LAST, NORMAL};
 use crate::tensors::{elements_of, Datatype};
 use crate::turns::Turn;
 use crate::version::{Array, NotRun, Part, Spec, Version};
@@ -31,6 +31,7 @@ pub struct Asked {
     pub subject: String,
     pub event_time_us: Option<i64>,
     pub timeout: Option<Duration>,
+    pub priority: u8,
     /// The one input, when it is one row of numbers.
     pub features: Option<(Datatype, Bytes)>,
     pub began_ns: u64,
@@ -72,8 +73,18 @@ pub fn meant(table: &Table, project: &str, message: &[u8], header: &str) -> Opti
     let mut data = message;
     let model = named(&mut data, 1)?;
     let number = named(&mut data, 2).unwrap_or("");
+    if has_parameters(data) {
+        return None; // its priority may be among them
+    }
     let number = if header.is_empty() { number } else { header };
     chosen(table, project, model, number)
+}
+
+/// Whether parameters come next, or behind the call's id.
+fn has_parameters(mut data: &[u8]) -> bool {
+    const PARAMETERS: u8 = 4 << 3 | 2;
+    named(&mut data, 3);
+    data.first() == Some(&PARAMETERS)
 }
 
 /// Take the text of a field that comes next.
@@ -116,6 +127,7 @@ pub fn planned(
         subject,
         event_time_us,
         timeout,
+        priority: priority_of(&request.parameters)?,
         features,
         began_ns: 0,
         is_raw,
@@ -147,11 +159,28 @@ fn about(parameters: &BTreeMap<String, InferParameter>) -> Option<About> {
             }
             ("timeout", Choice::Uint64Param(us)) => timeout = Some(Duration::from_micros(*us)),
             ("triton_enable_empty_final_response", Choice::BoolParam(_)) => {}
+            ("priority", _) => {} // see `priority_of`
             _ => return None,
         }
     }
     let is_timeout = timeout.is_none_or(|timeout| !timeout.is_zero());
     is_timeout.then_some((subject, event_time_us, timeout))
+}
+
+/// The call's priority; None for what is none.
+fn priority_of(parameters: &BTreeMap<String, InferParameter>) -> Option<u8> {
+    let Some(parameter) = parameters.get("priority") else {
+        return Some(NORMAL);
+    };
+    let asked = match parameter.parameter_choice.as_ref()? {
+        Choice::Int64Param(asked) => u64::try_from(*asked).ok()?,
+        Choice::Uint64Param(asked) => *asked,
+        _ => return None,
+    };
+    match u8::try_from(asked).ok()? {
+        0 => Some(NORMAL),
+        asked => Some(asked).filter(|asked| *asked <= LAST),
+    }
 }
 
 fn outputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<usize>> {
@@ -206,7 +235,7 @@ fn inputs_of(version: &Version, request: &ModelInferRequest) -> Option<Vec<Array
 pub async fn run(
     loaded: &Loaded,
     inputs: Vec<Array>,
-    deadline: Instant,
+    (priority, deadline): (u8, Instant),
     cancelled: Arc<AtomicBool>,
     turn: &Arc<Turn>,
 ) -> Outcome {
@@ -215,7 +244,8 @@ pub async fn run(
         _ => 1,
     };
     let flag = cancelled.clone();
-    let queued = match loaded.version.put(inputs, rows, deadline, flag, turn) {
+    let place = (priority, deadline);
+    let queued = match loaded.version.put(inputs, rows, place, flag, turn) {
         Ok(queued) => queued,
         Err(NoRoom::Closing) => return Outcome::NotHere,
         Err(NoRoom::Full(retry)) => {
@@ -291,6 +321,52 @@ mod tests {
     use prost::Message;
 
     use super::*;
+
+    #[test]
+    fn a_priority_is_a_number_from_1_to_3_and_2_without_one() {
+        let of = |choice: Option<Choice>| {
+            let mut request = ModelInferRequest::default();
+            if let Some(choice) = choice {
+                let parameter = InferParameter {
+                    parameter_choice: Some(choice),
+                };
+                request.parameters.insert("priority".into(), parameter);
+            }
+            priority_of(&request.parameters)
+        };
+        assert_eq!(of(None), Some(NORMAL));
+        assert_eq!(of(Some(Choice::Int64Param(0))), Some(NORMAL));
+        assert_eq!(of(Some(Choice::Uint64Param(1))), Some(1));
+        assert_eq!(of(Some(Choice::Int64Param(3))), Some(LAST));
+        for other in [
+            Choice::Int64Param(-1),
+            Choice::Uint64Param(4),
+            Choice::Uint64Param(257),
+            Choice::BoolParam(true),
+        ] {
+            assert_eq!(of(Some(other)), None);
+        }
+    }
+
+    #[test]
+    fn parameters_are_seen_before_a_message_is_read() {
+        let of = |id: &str, has_parameters: bool| {
+            let mut request = ModelInferRequest {
+                id: id.into(),
+                raw_input_contents: vec![Bytes::from_static(b"123")],
+                ..ModelInferRequest::default()
+            };
+            if has_parameters {
+                let name = "priority".into();
+                request.parameters.insert(name, InferParameter::default());
+            }
+            super::has_parameters(&request.encode_to_vec())
+        };
+        for id in ["", "7"] {
+            assert!(of(id, true));
+            assert!(!of(id, false));
+        }
+    }
 
     #[test]
     fn what_is_asked_for_is_known_by_the_first_fields() {

@@ -1,4 +1,5 @@
-//! The queue of one version: earliest deadline first, closed on size, delay or deadline.
+//! The queue of one version: by priority, then the earliest deadline first; a batch is closed on
+//! size, delay or deadline.
 //!
 //! Pure: the time is handed in, threads are the caller's.
 
@@ -12,6 +13,10 @@ use crate::share::Share;
 // of the run that would be, to gather as many rows as the last one had: those who were answered
 // together ask again together, and a run of the first few of them makes all others wait for it
 const GATHERING: u32 = 8;
+
+/// A lower number goes first, whatever its deadline.
+pub const NORMAL: u8 = 2;
+pub const LAST: u8 = 3;
 
 /// Limits of a batch and of its queue.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +47,10 @@ pub const CLOSINGS: [(Closing, &str); 4] = [
 pub trait Waiting {
     /// Rows that it adds to a run.
     fn rows(&self) -> usize;
+    /// What it goes before, and behind.
+    fn priority(&self) -> u8 {
+        NORMAL
+    }
     /// True once nobody waits for the answer any more.
     fn is_cancelled(&self) -> bool;
     /// True when both may be in one run.
@@ -51,6 +60,7 @@ pub trait Waiting {
 pub struct Entry<T> {
     pub deadline: Instant,
     pub enqueued: Instant,
+    priority: u8,
     order: u64,
     pub waiting: T,
 }
@@ -67,9 +77,16 @@ impl<T> PartialOrd for Entry<T> {
     }
 }
 impl<T> Ord for Entry<T> {
-    /// The heap gives its greatest first: the earliest deadline, then the first that came.
+    /// The heap gives its greatest first: by priority, then the earliest deadline, then the first
+    /// that came.
     fn cmp(&self, other: &Self) -> Ordering {
-        (other.deadline, other.order).cmp(&(self.deadline, self.order))
+        (other.place(), other.order).cmp(&(self.place(), self.order))
+    }
+}
+
+impl<T> Entry<T> {
+    fn place(&self) -> (u8, Instant) {
+        (self.priority, self.deadline)
     }
 }
 
@@ -99,8 +116,10 @@ pub struct Queue<T> {
     oldest: Instant,
     busy_until: Instant,
     last_rows: usize,
-    /// No call in the queue has a later deadline.
-    latest: Instant,
+    /// No call in the queue goes behind this.
+    latest: (u8, Instant),
+    /// Some call in the queue is of another priority than the normal one.
+    is_mixed: bool,
     is_closing: bool,
     share: Share,
     pub run_times: RunTimes,
@@ -116,7 +135,8 @@ impl<T: Waiting> Queue<T> {
             oldest: now,
             busy_until: now,
             last_rows: 0,
-            latest: now,
+            latest: (NORMAL, now),
+            is_mixed: false,
             is_closing: false,
             share: Share::default(),
             run_times: RunTimes::default(),
@@ -126,22 +146,24 @@ impl<T: Waiting> Queue<T> {
     /// Take a call, or say why not: what cannot finish in time is refused at once.
     pub fn put(&mut self, waiting: T, deadline: Instant, now: Instant) -> Result<(), NoRoom> {
         let rows = waiting.rows();
-        if let Some(why) = self.refusal(rows, deadline, now) {
+        let priority = waiting.priority();
+        let place = (priority, deadline);
+        if let Some(why) = self.refusal(rows, place, now) {
             return Err(why);
         }
-        self.latest = match self.heap.is_empty() {
-            true => deadline,
-            false => self.latest.max(deadline),
-        };
         if self.heap.is_empty() {
+            (self.latest, self.is_mixed) = (place, false);
             self.oldest = now;
         }
+        self.latest = self.latest.max(place);
+        self.is_mixed |= priority != NORMAL;
         self.queued_rows += rows;
         self.next_order += 1;
         let order = self.next_order;
         self.heap.push(Entry {
             deadline,
             enqueued: now,
+            priority,
             order,
             waiting,
         });
@@ -152,14 +174,15 @@ impl<T: Waiting> Queue<T> {
     ///
     /// One that finds others before it may wait for a share of its time only: the rest of it is
     /// for what the estimate does not know.
-    pub fn refusal(&self, rows: usize, deadline: Instant, now: Instant) -> Option<NoRoom> {
+    pub fn refusal(&self, rows: usize, place: (u8, Instant), now: Instant) -> Option<NoRoom> {
         if self.is_closing {
             return Some(NoRoom::Closing);
         }
         if self.queued_rows + rows > self.policy.max_queued_rows && !self.heap.is_empty() {
             return Some(NoRoom::Full(self.run_time(self.queued_rows, now)));
         }
-        let predicted = self.predict(rows, deadline, now);
+        let (_, deadline) = place;
+        let predicted = self.predict(rows, place, now);
         let left = deadline.saturating_duration_since(now);
         // somebody has to show how long a run takes
         let is_first = self.heap.is_empty() && self.busy_until <= now;
@@ -183,12 +206,12 @@ impl<T: Waiting> Queue<T> {
     ///
     /// Where the policy has a delay of its own, that one holds.
     pub fn gathering(&self, now: Instant) -> Option<Duration> {
-        let first = self.heap.peek()?;
+        let earliest = self.earliest()?;
         if self.is_closing || self.has_gathered() || !self.policy.max_delay.is_zero() {
             return None;
         }
         let run = self.run_times.predict(self.expected_rows(), now);
-        let due = first.deadline.checked_sub(run)?;
+        let due = earliest.checked_sub(run)?;
         let until = due.min(self.oldest + run / GATHERING);
         until
             .checked_duration_since(now)
@@ -262,15 +285,23 @@ impl<T: Waiting> Queue<T> {
     }
 
     /// The time until rows with that deadline would be answered.
-    fn predict(&self, rows: usize, deadline: Instant, now: Instant) -> Duration {
-        // only what is due earlier runs before; what runs now has to end first
-        let ahead = if deadline >= self.latest || self.heap.is_empty() {
+    fn predict(&self, rows: usize, place: (u8, Instant), now: Instant) -> Duration {
+        // only what has priority or is due earlier runs before; what runs now has to end first
+        let ahead = if place >= self.latest || self.heap.is_empty() {
             self.queued_rows
         } else {
-            let earlier = self.heap.iter().filter(|entry| entry.deadline <= deadline);
+            let earlier = self.heap.iter().filter(|entry| entry.place() <= place);
             earlier.map(|entry| entry.waiting.rows()).sum()
         };
         self.busy_until.saturating_duration_since(now) + self.run_time(ahead + rows, now)
+    }
+
+    /// The earliest deadline of all; that of the first, where priority does not decide.
+    fn earliest(&self) -> Option<Instant> {
+        match self.is_mixed {
+            true => self.heap.iter().map(|entry| entry.deadline).min(),
+            false => self.heap.peek().map(|entry| entry.deadline),
+        }
     }
 
     fn run_time(&self, rows: usize, now: Instant) -> Duration {
@@ -287,7 +318,7 @@ impl<T: Waiting> Queue<T> {
         if self.is_closing {
             return Ok(Closing::Drain);
         }
-        let Some(first) = self.heap.peek() else {
+        let Some(earliest) = self.earliest() else {
             return Err(None);
         };
         if self.is_full() {
@@ -298,21 +329,25 @@ impl<T: Waiting> Queue<T> {
             return Ok(Closing::Delay);
         }
         let run = self.run_times.predict(self.queued_rows, now);
-        let due = first.deadline.checked_sub(run).unwrap_or(now);
+        let due = earliest.checked_sub(run).unwrap_or(now);
         if due <= now {
             return Ok(Closing::Deadline);
         }
         Err(Some(late.min(due) - now))
     }
 
-    /// Take the earliest deadlines that fit into one run; at least one call of any size.
+    /// Take what goes first and fits into one run; at least one call of any size.
     fn take(&mut self, now: Instant, dropped: &mut Vec<Entry<T>>) -> Vec<Entry<T>> {
         let mut batch: Vec<Entry<T>> = Vec::with_capacity(self.heap.len().min(64));
         let mut left = Vec::new();
         let mut rows = 0;
         while let Some(entry) = self.heap.pop() {
-            if entry.waiting.is_cancelled() {
+            let is_expired = entry.deadline <= now; // it waited behind others with priority
+            if is_expired || entry.waiting.is_cancelled() {
                 self.queued_rows -= entry.waiting.rows();
+                if is_expired {
+                    self.share.saw(0, 1);
+                }
                 dropped.push(entry);
                 continue;
             }
@@ -358,6 +393,7 @@ mod tests {
     struct Call {
         name: u32,
         rows: usize,
+        priority: u8,
         shape: u32,
         is_cancelled: bool,
     }
@@ -365,6 +401,9 @@ mod tests {
     impl Waiting for Call {
         fn rows(&self) -> usize {
             self.rows
+        }
+        fn priority(&self) -> u8 {
+            self.priority
         }
         fn is_cancelled(&self) -> bool {
             self.is_cancelled
@@ -378,6 +417,7 @@ mod tests {
         Call {
             name,
             rows: 1,
+            priority: NORMAL,
             shape: 0,
             is_cancelled: false,
         }
@@ -418,6 +458,68 @@ mod tests {
             names(queue.step(now, &mut vec![])),
             (vec![1, 3], Closing::Size)
         );
+    }
+
+    fn with(name: u32, priority: u8) -> Call {
+        Call {
+            priority,
+            ..call(name)
+        }
+    }
+
+    #[test]
+    fn priority_goes_before_deadlines() {
+        let now = Instant::now();
+        let mut queue = queue(3, Duration::ZERO, now);
+        for (name, priority, due) in [(1, LAST, 20), (2, NORMAL, 60), (3, NORMAL, 50)] {
+            queue
+                .put(with(name, priority), now + due * MS, now)
+                .unwrap();
+        }
+        queue.put(with(4, 1), now + 100 * MS, now).unwrap();
+        assert_eq!(names(queue.step(now, &mut vec![])).0, [4, 3, 2]);
+        assert_eq!(names(queue.step(now, &mut vec![])).0, [1]);
+    }
+
+    #[test]
+    fn what_expired_behind_others_with_priority_never_runs() {
+        let now = Instant::now();
+        let mut queue = queue(8, 5 * MS, now);
+        queue.put(with(1, LAST), now + 10 * MS, now).unwrap();
+        queue.put(with(2, 1), now + 50 * MS, now).unwrap();
+        let mut dropped = vec![];
+        let (batch, _) = names(queue.step(now + 11 * MS, &mut dropped));
+        assert_eq!((batch, dropped[0].waiting.name), (vec![2], 1));
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_deadline_behind_others_with_priority_closes_the_batch() {
+        let now = Instant::now();
+        let mut queue = queue(8, 50 * MS, now);
+        queue.put(with(1, LAST), now + 10 * MS, now).unwrap();
+        queue.put(with(2, 1), now + 100 * MS, now).unwrap();
+        match queue.step(now, &mut vec![]) {
+            Step::Wait(Some(wait)) => assert_eq!(wait, 10 * MS),
+            _ => panic!("it should wait"),
+        }
+    }
+
+    #[test]
+    fn only_what_goes_before_a_call_is_counted_against_it() {
+        let now = Instant::now();
+        let mut queue = queue(1, Duration::ZERO, now);
+        queue.ended(1, 10 * MS, now);
+        for name in 0..5 {
+            queue.put(call(name), now + 100 * MS, now).unwrap();
+        }
+        let due = now + 20 * MS;
+        assert!(matches!(
+            queue.put(with(9, LAST), due, now),
+            Err(NoRoom::Late(_))
+        ));
+        assert!(queue.put(with(10, 1), now + 200 * MS, now).is_ok());
+        assert_eq!(names(queue.step(now, &mut vec![])).0, [10]);
     }
 
     #[test]

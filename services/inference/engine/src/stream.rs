@@ -338,9 +338,10 @@ impl Stream {
         let deadline = asked.timeout.map_or(about.deadline, |timeout| {
             about.deadline.min(Instant::now() + timeout)
         });
+        let place = (asked.priority, deadline);
         let mut part = Running::part_of(self.plane.clone(), self.origin_of(about.position), asked);
         let cancelled = part.cancelled_flag();
-        match infer::run(&loaded, inputs, deadline, cancelled, &self.plane.turn).await {
+        match infer::run(&loaded, inputs, place, cancelled, &self.plane.turn).await {
             Outcome::Part(found) => {
                 let asked = part.take_asked();
                 let Some(answered) = infer::answered(&asked, found) else {

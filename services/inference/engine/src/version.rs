@@ -16,7 +16,7 @@ use crate::calibration::Calibration;
 use crate::decisions::Bands;
 use crate::load::RecentLoad;
 use crate::noted::Noted;
-use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS};
+use crate::queue::{Closing, Entry, NoRoom, Policy, Queue, Step, Waiting, CLOSINGS, NORMAL};
 use crate::tensors::Datatype;
 use crate::threads;
 use crate::turns::Turn;
@@ -88,6 +88,7 @@ impl Reply {
 pub struct Ticket {
     inputs: Vec<Array>,
     rows: usize,
+    priority: u8,
     cancelled: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<Part, NotRun>>,
 }
@@ -102,6 +103,10 @@ impl Ticket {
 impl Waiting for Ticket {
     fn rows(&self) -> usize {
         self.rows
+    }
+
+    fn priority(&self) -> u8 {
+        self.priority
     }
 
     fn is_cancelled(&self) -> bool {
@@ -249,7 +254,7 @@ impl Version {
 
     /// Why one more row would find no room, if it would find none.
     pub fn refusal(&self, deadline: Instant, now: Instant) -> Option<NoRoom> {
-        locked(&self.queue).refusal(1, deadline, now)
+        locked(&self.queue).refusal(1, (NORMAL, deadline), now)
     }
 
     /// Queue one call's rows, or say why there is no room.
@@ -257,7 +262,7 @@ impl Version {
         self: &Arc<Self>,
         inputs: Vec<Array>,
         rows: usize,
-        deadline: Instant,
+        (priority, deadline): (u8, Instant),
         cancelled: Arc<AtomicBool>,
         turn: &Arc<Turn>,
     ) -> Result<Queued, NoRoom> {
@@ -266,6 +271,7 @@ impl Version {
         let ticket = Ticket {
             inputs,
             rows,
+            priority,
             cancelled,
             reply,
         };

@@ -2,9 +2,9 @@
 
 Callers' threads put a `Ticket` into the queue and wait on it. The batching thread closes a batch
 when it is full, when its oldest ticket has waited long enough, or when the earliest deadline
-would be missed by waiting on; it takes tickets by deadline, the earliest first. What expired or
-was cancelled is dropped before it runs, and a batch that fails is run again ticket by ticket, so
-that a poisoned one fails alone.
+would be missed by waiting on; it takes tickets by priority, then by deadline, the earliest first.
+What expired or was cancelled is dropped before it runs, and a batch that fails is run again ticket
+by ticket, so that a poisoned one fails alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 TOO_LATE = "the call could not finish within its deadline"
 LEAST_RETRY_S = 0.001
 MARGIN = 0.5
+# a lower number goes first, whatever its deadline; within one the earliest deadline does
+FIRST, NORMAL, LAST = 1, 2, 3
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -88,15 +90,19 @@ class Ticket:
         "inputs",
         "is_cancelled",
         "outputs",
+        "priority",
         "queue_s",
         "rows",
         "shape",
     )
 
-    def __init__(self, inputs: Arrays, rows: int, deadline_s: float) -> None:
+    def __init__(
+        self, inputs: Arrays, rows: int, deadline_s: float, priority: int = NORMAL
+    ) -> None:
         self.inputs = inputs
         self.rows = rows
         self.deadline_s = deadline_s
+        self.priority = priority
         # calls run together when everything but the row count agrees
         self.shape = tuple(array.shape[1:] for array in inputs.values())
         self.enqueued_s = 0.0
@@ -163,7 +169,7 @@ class Batcher:
         self._observer = observer
         self._is_batched = is_batched
         self._changed = threading.Condition()
-        self._queue: list[tuple[float, int, Ticket]] = []
+        self._queue: list[tuple[int, float, int, Ticket]] = []
         self._order = itertools.count()
         self._queued_rows = 0
         self._oldest_s = 0.0
@@ -184,7 +190,8 @@ class Batcher:
             ticket.enqueued_s = now_s
             if not self._queue:
                 self._oldest_s = now_s
-            heapq.heappush(self._queue, (ticket.deadline_s, next(self._order), ticket))
+            entry = (ticket.priority, ticket.deadline_s, next(self._order), ticket)
+            heapq.heappush(self._queue, entry)
             self._queued_rows += ticket.rows
             self._changed.notify()
 
@@ -213,13 +220,13 @@ class Batcher:
         expected_s = self._in_place.expected_s(rows)
         if expected_s is not None:
             return expected_s <= SHORT_S and now_s + expected_s <= deadline_s
-        predicted_s = self._predicted_s(rows, deadline_s, now_s)
+        predicted_s = self._predicted_s(rows, (FIRST, deadline_s), now_s)  # nothing else waits
         return predicted_s <= TRIAL_S and now_s + predicted_s <= deadline_s
 
-    def predicted_s(self, rows: int, deadline_s: float) -> float:
-        """Return the seconds until rows with that deadline would be answered, from now."""
+    def predicted_s(self, ticket: Ticket) -> float:
+        """Return the seconds until a ticket that is queued now would be answered."""
         with self._changed:
-            return self._predicted_s(rows, deadline_s, self._clock.monotonic_s())
+            return self._predicted_s(ticket.rows, _place(ticket), self._clock.monotonic_s())
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more, answer what is queued; say whether all was answered in time."""
@@ -236,13 +243,13 @@ class Batcher:
         if self._queued_rows + ticket.rows > self.policy.max_queued_rows and self._queue:
             drain_s = self._run_s(self._queued_rows, now_s)
             raise _overloaded("the queue of this version is full", drain_s)
-        predicted_s = self._predicted_s(ticket.rows, ticket.deadline_s, now_s)
+        predicted_s = self._predicted_s(ticket.rows, _place(ticket), now_s)
         if now_s + predicted_s > ticket.deadline_s:
             raise _overloaded(TOO_LATE, predicted_s)
 
-    def _predicted_s(self, rows: int, deadline_s: float, now_s: float) -> float:
-        """Only what is due earlier runs before; what runs now has to end first."""
-        ahead = sum(queued.rows for due, _, queued in self._queue if due <= deadline_s)
+    def _predicted_s(self, rows: int, place: tuple[int, float], now_s: float) -> float:
+        """Only what has priority or is due earlier runs before; what runs now has to end first."""
+        ahead = sum(entry[3].rows for entry in self._queue if entry[:2] <= place)
         busy_s = max(0.0, self._busy_until_s - now_s)
         return busy_s + self._run_s(ahead + rows, now_s) + MARGIN * self._run_s(ahead, now_s)
 
@@ -269,7 +276,7 @@ class Batcher:
                 if closing is None:
                     self._changed.wait(wait_s)
                     continue
-                batch = self._take()
+                batch = self._take(now_s)
                 if batch or (self._is_closing and not self._queue):
                     self._begin(batch, now_s)
                     return batch, closing
@@ -283,10 +290,11 @@ class Batcher:
         if self._queued_rows >= self.policy.max_rows or not self._is_batched:
             return Closing.SIZE, None
         late_s = self._oldest_s + self.policy.max_delay_s
-        rows = min(self._queued_rows, self.policy.max_rows)
-        due_s = self._queue[0][0] - self.run_times.predict_s(rows, now_s)
         if late_s <= now_s:
             return Closing.DELAY, None
+        rows = min(self._queued_rows, self.policy.max_rows)
+        earliest_s = min(entry[1] for entry in self._queue)  # of less than a batch
+        due_s = earliest_s - self.run_times.predict_s(rows, now_s)
         if due_s <= now_s:
             return Closing.DEADLINE, None
         return None, min(late_s, due_s) - now_s
@@ -301,22 +309,25 @@ class Batcher:
         is_backlog = self._queued_rows >= rows and len(self._queue) > 1
         run_s = self.run_times.predict_s(rows, now_s) if is_backlog else 0.0
         while self._queue:
-            due_s = self._queue[0][0]
+            due_s = self._queue[0][1]
             if due_s > now_s and due_s >= now_s + run_s:
                 return
             self._drop(self._pop(), "expired", is_late=due_s > now_s)
 
-    def _take(self) -> list[Ticket]:
-        """Take the earliest deadlines that fit into one run; at least one ticket of any size."""
+    def _take(self, now_s: float) -> list[Ticket]:
+        """Take what goes first and fits into one run; at least one ticket of any size."""
         batch: list[Ticket] = []
-        left: list[tuple[float, int, Ticket]] = []
+        left: list[tuple[int, float, int, Ticket]] = []
         rows = 0
         while self._queue:
             entry = heapq.heappop(self._queue)
-            ticket = entry[2]
+            ticket = entry[3]
             if ticket.is_cancelled:
                 self._queued_rows -= ticket.rows
                 self._drop(ticket, "cancelled")
+            elif ticket.deadline_s <= now_s:  # it waited behind others with priority
+                self._queued_rows -= ticket.rows
+                self._drop(ticket, "expired")
             elif not batch or self._joins(batch[0], ticket, rows):
                 batch.append(ticket)
                 rows += ticket.rows
@@ -328,7 +339,7 @@ class Batcher:
         for entry in left:
             heapq.heappush(self._queue, entry)
         if self._queue:
-            self._oldest_s = min(queued.enqueued_s for _, _, queued in self._queue)
+            self._oldest_s = min(entry[3].enqueued_s for entry in self._queue)
         return batch
 
     def _joins(self, first: Ticket, ticket: Ticket, rows: int) -> bool:
@@ -343,7 +354,7 @@ class Batcher:
             ticket.batch_rows = rows
 
     def _pop(self) -> Ticket:
-        ticket = heapq.heappop(self._queue)[2]
+        ticket = heapq.heappop(self._queue)[3]
         self._queued_rows -= ticket.rows
         return ticket
 
@@ -382,6 +393,10 @@ class Batcher:
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)
         self._in_place.ran(rows, seconds)
+
+
+def _place(ticket: Ticket) -> tuple[int, float]:
+    return ticket.priority, ticket.deadline_s
 
 
 def _overloaded(text: str, retry_after_s: float) -> ResourceExhausted:

@@ -93,7 +93,7 @@ class PythonEngine:
             if known is not None:
                 return self._again(version, serving, request, known, began_s)
         rows = inputs[0].shape[0] if inputs and serving.signature.is_batched else 1
-        ticket = Ticket(feeds, rows, deadline_s)
+        ticket = Ticket(feeds, rows, deadline_s, request.priority)
         try:
             serving.guard.enter()
             if request.refusal is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from volary_kit.clock import Clock
 from volary_kit.errors import FailedPrecondition, Internal, InvalidArgument
 
-from volary_inference.domain.batching import RunFailed, Ticket
+from volary_inference.domain.batching import LAST, RunFailed, Ticket
 from volary_inference.domain.signatures import VARIES
 from volary_inference.domain.versions import Serving
 
@@ -71,7 +71,8 @@ def batched_score(serving: Serving, deadline_s: float, clock: Clock) -> Score:
         parts: list[np.ndarray] = []
         for start in range(0, len(rows), size):
             part = np.ascontiguousarray(rows[start : start + size])
-            ticket = Ticket({name: part}, len(part), deadline_s)
+            # a prediction never waits for an explanation that has not begun
+            ticket = Ticket({name: part}, len(part), deadline_s, LAST)
             serving.batcher.put(ticket)
             try:
                 outputs = ticket.wait(max(0.0, deadline_s - clock.monotonic_s()))

@@ -29,8 +29,7 @@ class Instances:
 
     def put(self, ticket: Ticket) -> None:
         """Queue a ticket; raise ResourceExhausted when it could not finish in time anywhere."""
-        rows, deadline_s = ticket.rows, ticket.deadline_s
-        min(self._turned(), key=lambda each: each.predicted_s(rows, deadline_s)).put(ticket)
+        min(self._turned(), key=lambda each: each.predicted_s(ticket)).put(ticket)
 
     def _turned(self) -> tuple[Batcher, ...]:
         """Return the batchers, beginning with another one each time: equal ones take turns."""

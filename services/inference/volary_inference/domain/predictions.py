@@ -11,6 +11,7 @@ from typing import NamedTuple
 from volary_kit.errors import VolaryError
 from volary_kit.waiting import about_to_wait
 
+from volary_inference.domain.batching import NORMAL
 from volary_inference.domain.decisions import Decision
 from volary_inference.domain.tensors import Tensor
 
@@ -122,6 +123,7 @@ class InferRequest:
     """One call to one version; `outputs` empty asks for all.
 
     `refusal` is why the model cannot answer, where that is known before: a lower tier may.
+    `priority` is 1 for what goes before others, 3 for what goes behind them.
     """
 
     key: VersionKey
@@ -131,6 +133,7 @@ class InferRequest:
     about: About = field(default_factory=About)
     cancellation: Cancellation = field(default_factory=Cancellation)
     refusal: VolaryError | None = None
+    priority: int = NORMAL
 
 
 @dataclass(slots=True)

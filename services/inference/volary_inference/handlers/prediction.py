@@ -21,6 +21,7 @@ from volary_kit.errors import (
 )
 from volary_kit.timestamps import duration_from_us, from_us, to_us
 
+from volary_inference.domain.batching import NORMAL
 from volary_inference.domain.decisions import Decision
 from volary_inference.domain.engine import TIER_MODEL, Engine
 from volary_inference.domain.explaining import (
@@ -145,6 +146,7 @@ def _request(
         origin=origin_of(call),
         about=about,
         cancellation=cancellation_of(context),
+        priority=request.priority or NORMAL,
     )
 
 

@@ -12,6 +12,7 @@ from volary_kit.calls import Call, current_call
 from volary_kit.errors import InvalidArgument, VolaryError
 from volary_kit.statuses import status_of
 
+from volary_inference.domain.batching import FIRST, LAST, NORMAL
 from volary_inference.domain.engine import Engine
 from volary_inference.domain.predictions import About, Cancellation, InferRequest, Origin
 from volary_inference.domain.versions import Versions
@@ -41,10 +42,11 @@ from volary_inference.handlers.v2_tensors import (
 
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
-SUBJECT, EVENT_TIME, TIMEOUT = "volary_subject", "volary_event_time", "timeout"
+SUBJECT, EVENT_TIME = "volary_subject", "volary_event_time"
+TIMEOUT, PRIORITY = "timeout", "priority"
 # tritonclient's streams may ask to be told which reply is the last one of its request
 EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
-KNOWN_PARAMETERS = frozenset({SUBJECT, EVENT_TIME, TIMEOUT, EMPTY_FINAL})
+KNOWN_PARAMETERS = frozenset({SUBJECT, EVENT_TIME, TIMEOUT, PRIORITY, EMPTY_FINAL})
 MAX_SUBJECT = 256
 MICROS = 1_000_000
 ABOUT_NOTHING = About()
@@ -184,6 +186,7 @@ class V2Handler(_Servicer):
                 about=_about(request),
                 cancellation=cancellation,
                 refusal=refusal_of(call, context),
+                priority=_priority(request),
             )
             deadline_s = min(deadline_s, _asked_deadline_s(request, call))
             reply = submitted(self._engine, asked, deadline_s)
@@ -221,6 +224,19 @@ def _about(request: pb.ModelInferRequest) -> About:
             "SUBJECT_TOO_LONG", f"{SUBJECT} has at most {MAX_SUBJECT} characters", field=SUBJECT
         )
     return About(subject=text, event_time_us=None if event_time is None else event_time.int64_param)
+
+
+def _priority(request: pb.ModelInferRequest) -> int:
+    """Return the message's priority; 0 and none at all are the normal one."""
+    asked = request.parameters.get(PRIORITY)
+    if asked is None:
+        return NORMAL
+    priority = asked.int64_param or asked.uint64_param
+    is_number = asked.WhichOneof("parameter_choice") in ("int64_param", "uint64_param")
+    if not is_number or not 0 <= priority <= LAST:
+        text = f"priority is {FIRST}, {NORMAL} (as with 0) or {LAST}; {FIRST} goes first"
+        raise InvalidArgument("PRIORITY_INVALID", text, field=PRIORITY)
+    return priority or NORMAL
 
 
 def _asked_deadline_s(request: pb.ModelInferRequest, call: Call) -> float:

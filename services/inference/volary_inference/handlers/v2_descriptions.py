@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from inference import grpc_service_pb2 as pb
 
+from volary_inference.domain.batching import LAST, NORMAL
 from volary_inference.domain.responses import CacheCounts
 from volary_inference.domain.signatures import TensorSpec
 from volary_inference.domain.statistics import Total
@@ -64,6 +65,8 @@ def config_of(version: Version, serving: Serving) -> pb.ModelConfig:
         dynamic_batching=pb.ModelDynamicBatching(
             preferred_batch_size=[policy.max_rows],
             max_queue_delay_microseconds=round(policy.max_delay_s * 1_000_000),
+            priority_levels=LAST,
+            default_priority_level=NORMAL,
         )
         if signature.is_batched
         else None,
