@@ -32,7 +32,8 @@ from tests.unit.inference.replica import Replica
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 EXPORT = "opentelemetry.proto.collector.trace.v1.TraceService"
-START_S, LOAD_S = 60.0, 30.0
+START_S, LOAD_S = 120.0, 60.0
+CHUNK_BYTES = 1 << 20  # as the registry sends artifacts
 TOKEN = np.array([17.0, 18.0, 19.0, 20.0], np.float32)  # found in the body again, to be replaced
 SETTING = "engine"
 DROPPED = "volary_prediction_events_dropped_total"
@@ -153,6 +154,7 @@ async def served(
     mine.mkdir()
     redis = RedisEngine(mine / "redis", free_port(), "bench")
     peers = Peers(Keys(mine))
+    peers.registry.chunk_bytes = CHUNK_BYTES
     async with running(redis, mine / "redis.log"), _collector() as collector:
         await peers.start()
         peers.gateway.want(

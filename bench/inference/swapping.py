@@ -55,9 +55,9 @@ class Swaps:
 
 def count_wrong(answers: Path, tenures: Mapping[int, Tenure]) -> tuple[int, int]:
     """Return how many calls of a file were answered, and how many by another version."""
-    rows = np.loadtxt(answers, dtype=np.int64, ndmin=2)
-    if not rows.size:
+    if not answers.stat().st_size:
         return 0, 0
+    rows = np.loadtxt(answers, dtype=np.int64, ndmin=2)
     wrong = 0
     for number in np.unique(rows[:, 2]):
         asked_us, answered_us, _ = rows[rows[:, 2] == number].T

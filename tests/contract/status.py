@@ -103,7 +103,8 @@ def document(found: Mapping[str, Mapping[str, bool]]) -> str:
 UNRUN = (
     "- inference on TensorRT (`VOLARY_INFERENCE_TENSORRT`): written against the signatures of",
     "  `tensorrt_bindings` 11.2.1.2 and `cuda.bindings` 13. No GPU run has been made; tested are",
-    "  its refusals, its cache of engines and what it says where there is no GPU.",
+    "  its refusals, its cache of engines, what it says where there is no GPU, and its calls",
+    "  against a stand-in that takes what those signatures take.",
     "- inference by onnxruntime's CUDA provider (`VOLARY_INFERENCE_CUDA`): written against",
     "  onnxruntime 1.31, which is installed without CUDA. No GPU run has been made; tested are its",
     "  refusals, and that nothing runs in its place.",

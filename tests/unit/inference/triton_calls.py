@@ -101,10 +101,8 @@ def administrating(address: str, predictor: dict[str, str], operator: dict[str, 
         assert not server.is_model_ready("m", headers=predictor)
         server.load_model("m", headers=operator)
         check(server.infer("m", features(client), headers=predictor))
-        assert (
-            refusal(lambda: server.get_cuda_shared_memory_status(headers=operator))[0]
-            == "StatusCode.UNIMPLEMENTED"
-        )
+        status = refusal(lambda: server.get_cuda_shared_memory_status(headers=operator))[0]
+        assert status == "StatusCode.UNIMPLEMENTED", status
 
 
 def sharing(address: str, key: str, headers: dict[str, str]) -> None:

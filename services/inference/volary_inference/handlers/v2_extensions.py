@@ -19,6 +19,8 @@ from volary_inference.shared_memory import Regions, not_local, require_local
 EXTENSIONS = ("logging", "trace")
 SHARED_MEMORY = "system_shared_memory"
 FORWARDED = "x-forwarded-for"
+# tritonclient sends it with every unload; no model here depends on another
+UNLOAD_DEPENDENTS = "unload_dependents"
 LEVELS = ("log_error", "log_warning", "log_info")  # each includes those before it
 VERBOSE = "log_verbose_level"
 FIXED = {"log_file": "", "log_format": "json"}
@@ -76,7 +78,8 @@ class ExtendedV2Handler(V2Handler):
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
         """Take a model's versions out of service on this replica, until they are loaded again."""
-        self._extensions.repository.unload(_repository_model(request), current_call().remaining_s())
+        model = _repository_model(request, UNLOAD_DEPENDENTS)
+        self._extensions.repository.unload(model, current_call().remaining_s())
         return pb.RepositoryModelUnloadResponse()
 
     def SystemSharedMemoryRegister(
@@ -163,14 +166,14 @@ class ExtendedV2Handler(V2Handler):
 
 
 def _repository_model(
-    request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
+    request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, *known: str
 ) -> ModelKey:
     """Return the model; artifacts come by digest from the registry, so nothing else is accepted."""
     if request.repository_name:
         raise InvalidArgument(
             "REPOSITORY_UNKNOWN", "there is one repository, without a name", field="repository_name"
         )
-    for name in request.parameters:
+    for name in set(request.parameters).difference(known):
         raise InvalidArgument(
             "PARAMETER_UNKNOWN", f"parameter {name[:64]!r} is not known here", field="parameters"
         )
