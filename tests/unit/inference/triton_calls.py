@@ -101,7 +101,7 @@ def administrating(address: str, predictor: dict[str, str], operator: dict[str, 
         assert not server.is_model_ready("m", headers=predictor)
         server.load_model("m", headers=operator)
         check(server.infer("m", features(client), headers=predictor))
-        status = refusal(lambda: server.get_cuda_shared_memory_status(headers=operator))[0]
+        status = refusal(lambda: server.get_cuda_shared_memory_status(headers=predictor))[0]
         assert status == "StatusCode.UNIMPLEMENTED", status
 
 
