@@ -15,7 +15,9 @@ pub struct Answers {
 impl Answers {
     pub fn create(path: &str) -> Result<Self, String> {
         let file = File::create(path).map_err(|error| format!("{path}: {error}"))?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Ok(Answers {
             file: BufWriter::with_capacity(1 << 20, file),
             start: Instant::now(),

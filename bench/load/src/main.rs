@@ -142,7 +142,11 @@ async fn run(options: Options) -> Result<serde_json::Value, String> {
     for _ in 0..options.connections {
         clients.push(Client::connect(&options.address, head.clone()).await?);
     }
-    let answers = options.answers.as_deref().map(Answers::create).transpose()?;
+    let answers = options
+        .answers
+        .as_deref()
+        .map(Answers::create)
+        .transpose()?;
     let counted_from = Instant::now() + options.warmup;
     let load = Rc::new(Load {
         framed: framed(&options.body),

@@ -50,6 +50,12 @@ def named(name: str, where: str = "") -> v2.ModelInferRequest:
     return request
 
 
+def prioritized(priority: int) -> v2.ModelInferRequest:
+    request = raw_request([ROW])
+    request.parameters["priority"].int64_param = priority
+    return request
+
+
 def requests() -> Iterator[tuple[Refused, v2.ModelInferRequest]]:
     """Bad requests with the refusal that each gets."""
     invalid, unknown = errors.InvalidArgument, errors.NotFound
@@ -70,6 +76,8 @@ def requests() -> Iterator[tuple[Refused, v2.ModelInferRequest]]:
     yield ("MODEL_NOT_FOUND", unknown), raw_request([ROW], model="none")
     for number in ("9", "-1", "x", "9" * 40):
         yield ("VERSION_NOT_FOUND", unknown), raw_request([ROW], version=number)
+    for priority in (-1, 4, 1 << 40):
+        yield ("PRIORITY_INVALID", invalid), prioritized(priority)
     yield ("PARAMETER_UNKNOWN", invalid), named("sequence_id")
     yield ("PARAMETER_UNKNOWN", invalid), named("binary_data", "input")
     yield ("PARAMETER_UNKNOWN", invalid), named("shared_memory_region", "input")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from volary_inference.domain.batching import (
 )
 from volary_inference.domain.in_place import SHORT_S, TRIAL_S, TRIALS, InPlace
 from volary_inference.domain.run_times import RunTimes
+from volary_inference.domain.share import Share
 from volary_inference.domain.statistics import Statistics
 from volary_kit.clock import Clock, SystemClock
 from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable
@@ -293,7 +294,7 @@ def test_only_what_goes_before_a_call_is_counted_against_it() -> None:
     run_times.record(1, 1.0, clock.monotonic_s())
     rig = Rig(BatchPolicy(max_rows=1), run_times, clock)
     rig.hold()
-    for value in range(6):
+    for value in range(4):
         rig.put(float(value), timeout_s=10)
     with pytest.raises(ResourceExhausted):
         rig.put(7.0, 8.0, 9.0, timeout_s=10)
@@ -325,13 +326,54 @@ def test_a_queue_as_long_as_the_deadline_takes_no_more() -> None:
     admitted: list[Ticket] = []
     with pytest.raises(ResourceExhausted):
         while True:
-            admitted.append(rig.put(1.0, timeout_s=0.05))
-    # 10 ms for what runs now, 10 for each 4 rows, and half as long again for those ahead
-    assert 8 <= len(admitted) <= 9
+            admitted.append(rig.put(1.0, timeout_s=0.06))
+    # 10 ms for what runs now, 10 for each 4 rows, within three fifths of the time
+    assert len(admitted) == 8
     rig.runner.gate.set()
     for ticket in (held, *admitted):
         answer(ticket)
     assert rig.batcher.close(LONG_S)
+
+
+def test_calls_that_come_too_late_shorten_the_queue_and_those_in_time_lengthen_it() -> None:
+    share = Share()
+    longest_s = share.of(1.0)
+    share.saw(1, 3)
+    share.saw(0, 1)
+    assert 0.2 < share.of(1.0) < 0.8 * longest_s
+    for _ in range(100):
+        share.saw(0, 1)
+    assert share.of(1.0) == pytest.approx(0.2)
+    for _ in range(1_000):
+        share.saw(1, 0)
+    assert share.of(1.0) == longest_s
+
+
+def test_a_batcher_whose_calls_come_too_late_takes_fewer() -> None:
+    def admitted(late: int) -> int:
+        clock, times = Stopped(), RunTimes()
+        times.record(4, 0.01, clock.now_s)
+        rig = Rig(BatchPolicy(max_rows=4), times, clock)
+        held = rig.hold()
+        doomed = [rig.put(9.0, timeout_s=0.04) for _ in range(late)]
+        clock.now_s += 0.05
+        rig.runner.gate.set()
+        answer(held)
+        for each in doomed:
+            with pytest.raises(DeadlineExceeded):
+                each.wait(LONG_S)
+        times.record(4, 0.01, clock.now_s)
+        rig.hold()
+        count = 0
+        with suppress(ResourceExhausted):
+            while True:
+                rig.put(1.0, timeout_s=0.5)
+                count += 1
+        rig.runner.gate.set()
+        assert rig.batcher.close(LONG_S)
+        return count
+
+    assert 0 < admitted(3) < admitted(0)
 
 
 def test_run_times_answer_for_sizes_that_never_ran() -> None:

@@ -147,6 +147,10 @@ async def test_what_is_valid_is_answered_without_python(alone: Alone) -> None:
     assert dict(await call.trailing_metadata())["volary-tier"] == "model"
     typed = await alone.stub().ModelInfer(typed_request(rows))
     assert list(typed.outputs[0].contents.fp32_contents) == expected.ravel().tolist()
+    for priority in (0, 1, 3):
+        asked = raw_request(rows)
+        asked.parameters["priority"].int64_param = priority
+        assert (await alone.stub().ModelInfer(asked)).raw_output_contents == raw.raw_output_contents
     assert (await alone.stub().ModelReady(v2.ModelReadyRequest(name="m", version="3"))).ready
     assert (await alone.stub().ServerLive(v2.ServerLiveRequest())).live
 

@@ -25,12 +25,11 @@ from volary_kit.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Un
 
 from volary_inference.domain.in_place import SHORT_S, TRIAL_S, InPlace
 from volary_inference.domain.run_times import RunTimes
+from volary_inference.domain.share import Share
 
 log = logging.getLogger(__name__)
-# of what waits before a call, on top: a queue that is as long as the deadline answers all too late
 TOO_LATE = "the call could not finish within its deadline"
 LEAST_RETRY_S = 0.001
-MARGIN = 0.5
 # a lower number goes first, whatever its deadline; within one the earliest deadline does
 FIRST, NORMAL, LAST = 1, 2, 3
 Arrays = Mapping[str, np.ndarray]
@@ -176,6 +175,7 @@ class Batcher:
         self._busy_until_s = 0.0
         self._is_closing = False
         self._in_place = InPlace()
+        self._share = Share()
         self._turn = threading.Lock()  # held while the graph runs, by whichever thread runs it
         self._thread = threading.Thread(target=self._work, name=f"batch {name}", daemon=True)
         self._thread.start()
@@ -244,14 +244,17 @@ class Batcher:
             drain_s = self._run_s(self._queued_rows, now_s)
             raise _overloaded("the queue of this version is full", drain_s)
         predicted_s = self._predicted_s(ticket.rows, _place(ticket), now_s)
-        if now_s + predicted_s > ticket.deadline_s:
+        left_s = ticket.deadline_s - now_s
+        # somebody has to show how long a run takes
+        is_first = not self._queue and self._busy_until_s <= now_s
+        if predicted_s > (left_s if is_first else self._share.of(left_s)):
             raise _overloaded(TOO_LATE, predicted_s)
 
     def _predicted_s(self, rows: int, place: tuple[int, float], now_s: float) -> float:
         """Only what has priority or is due earlier runs before; what runs now has to end first."""
         ahead = sum(entry[3].rows for entry in self._queue if entry[:2] <= place)
         busy_s = max(0.0, self._busy_until_s - now_s)
-        return busy_s + self._run_s(ahead + rows, now_s) + MARGIN * self._run_s(ahead, now_s)
+        return busy_s + self._run_s(ahead + rows, now_s)
 
     def _run_s(self, rows: int, now_s: float) -> float:
         full, rest = divmod(rows, self.policy.max_rows)
@@ -360,6 +363,8 @@ class Batcher:
 
     def _drop(self, ticket: Ticket, reason: str, *, is_late: bool = False) -> None:
         self._observer.dropped(reason)
+        if reason == "expired":
+            self._share.saw(0, 1)
         if ticket.is_cancelled:
             return
         if is_late:
@@ -389,6 +394,8 @@ class Batcher:
         parts = _parted(batch, outputs) if self._is_batched else [outputs]
         self.run_times.record(rows, seconds, ended_s)
         self._busy_until_s = ended_s
+        late = sum(ticket.deadline_s <= ended_s for ticket in batch)
+        self._share.saw(len(batch) - late, late)
         self._observer.ran(rows, seconds, closing)
         for ticket, part in zip(batch, parts, strict=True):
             ticket.finish(part)
