@@ -44,7 +44,7 @@ class Times:
         )
 
 
-QUICK = Times(load_s=1.5, warmup_s=0.4, swaps=5, copies_s=1.5, refusals=5, huge=3)
+QUICK = Times(load_s=3.0, warmup_s=0.8, swaps=10, copies_s=3.0, refusals=10, huge=3)
 FULL = Times(
     load_s=10.0, warmup_s=2.0, swaps=50, copies_s=20.0, refusals=20, huge=20,
     rows=1_000_000, all_swaps=1_000,
