@@ -60,6 +60,10 @@ class InferenceSettings(ServiceSettings, service="inference"):
     # how long a look at the kept replies may take; after that it is a miss
     response_cache_timeout_s: float = Field(default=0.005, gt=0, le=1)
 
+    # how long after SIGTERM the last replica that has a version with traffic goes on answering,
+    # until another one does; 0: not at all
+    last_wait_s: float = Field(default=8.0, ge=0, le=300)
+
     gateway_address: str | None = None
     registry_address: str | None = None
     features_address: str | None = None
