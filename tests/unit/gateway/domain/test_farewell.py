@@ -53,9 +53,9 @@ def test_the_last_one_stays_until_envoy_has_found_another_one():
     parted(fleet, 9 * CERTAIN_US)
     assert (fleet.farewell("b"), at(fleet)) == (Farewell.STAY, {V1: 2})
     back_us = 20 * CERTAIN_US
-    fleet.report(replica("a", V1, life="two"), back_us)
-    parted(fleet, back_us - 1)
-    assert not parted(fleet, back_us + HANDOVER_US - 2)
+    parted(fleet, back_us)
+    fleet.report(replica("a", V1, life="two"), back_us + 1)
+    assert not parted(fleet, back_us + HANDOVER_US - 1)
     assert fleet.addresses() == ("127.0.0.1:97", "127.0.0.1:98")
     assert parted(fleet, back_us + HANDOVER_US)
     assert (fleet.farewell("b"), fleet.addresses()) == (Farewell.GO, ("127.0.0.1:97",))
