@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(400)
 @pytest.fixture(scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rollouts]:
     with pytest.MonkeyPatch.context() as patch:
-        # on a busy machine a replica is not back within the 8 s that are the default
+        # on a busy machine a replica is not back within the 12 s that are the default
         patch.setenv("VOLARY_INFERENCE_LAST_WAIT_S", "60")
         async with rollouts(tmp_path_factory.mktemp("faults") / "mesh", PORT_BASE) as running:
             yield running

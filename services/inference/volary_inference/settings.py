@@ -62,7 +62,7 @@ class InferenceSettings(ServiceSettings, service="inference"):
 
     # how long after SIGTERM the last replica that has a version with traffic goes on answering,
     # until another one does; 0: not at all
-    last_wait_s: float = Field(default=8.0, ge=0, le=300)
+    last_wait_s: float = Field(default=12.0, ge=0, le=300)
 
     gateway_address: str | None = None
     registry_address: str | None = None
