@@ -48,13 +48,15 @@ class Service:
     """What a service hands to the kit.
 
     `servicers` are answered by the asyncio server on the service's port; `listeners` are
-    further servers of its own; `background` coroutine functions are restarted when they fail.
+    further servers of its own; `background` coroutine functions are restarted when they fail;
+    `leaving` ones run at SIGTERM, while calls are still taken: the drain begins when they return.
     """
 
     servicers: Sequence[Servicer] = ()
     readiness: Sequence[Check] = ()
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     listeners: Sequence[Listener] = ()
+    leaving: Sequence[Callable[[], Awaitable[None]]] = ()
 
 
 Build = Callable[[Resources[SettingsT]], AbstractAsyncContextManager[Service]]
@@ -113,8 +115,28 @@ async def _take_calls(kit: Resources[SettingsT], service: Service, stopping: asy
             await listener.start()
         log.info("taking calls on %s", ", ".join(str(_address(each)) for each in listeners))
         await stopping.wait()
+        stopping.clear()  # a second signal ends the farewell, a third one the delay
+        await _farewell(service.leaving, stopping)
         await _drain(kit, listeners, stopping)
     close_metrics()
+
+
+async def _farewell(
+    leaving: Sequence[Callable[[], Awaitable[None]]], stopping: asyncio.Event
+) -> None:
+    """Do what comes before a drain, until told again to stop."""
+    if not leaving:
+        return
+    done = asyncio.gather(*(leave() for leave in leaving))
+    told = asyncio.create_task(stopping.wait())
+    await asyncio.wait({done, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not done.done():
+        done.cancel()
+        stopping.clear()
+    (ended,) = await asyncio.gather(done, return_exceptions=True)
+    if isinstance(ended, Exception):  # it goes all the same
+        log.error("the farewell failed", exc_info=ended)
 
 
 async def _drain(
@@ -123,7 +145,6 @@ async def _drain(
     """Say NOT_SERVING, give balancers the delay to see it, then let the calls finish."""
     log.info("draining")
     kit.health.drain()
-    stopping.clear()  # a second signal ends the delay
     try:
         async with asyncio.timeout(kit.settings.drain_delay_s):
             await stopping.wait()

@@ -168,6 +168,19 @@ def test_one_trace_leads_from_envoy_to_redis(told: Any) -> None:
     assert any("redis" in name.lower() for name in names), names
 
 
+def test_a_version_in_smaller_numbers_is_a_version_of_its_own(told: Any, data_dir: Path) -> None:
+    words = ("variant", "flights-delay", "2", "--precision", "int8", "--data-dir", str(data_dir))
+    limits = ("--tolerance", "0.05", "--margin", "0.01")
+    done = volary(*words, *limits, "--json", timeout_s=200)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    found = json.loads(done.stdout)
+    assert found["version"] == "projects/default/models/flights-delay/versions/4"
+    assert found["digest"].startswith("sha256:")
+    assert 0 < found["largest error"] <= 0.05
+    refused = volary(*words, "--tolerance", "0.0000001", timeout_s=200)
+    assert (refused.returncode, "VARIANT_REFUSED" in refused.stderr) == (5, True), refused.stderr
+
+
 @pytest.mark.parametrize("component", ["envoy", "inference-0", "gateway"])
 def test_what_is_killed_comes_back_by_itself(told: Any, data_dir: Path, component: str) -> None:
     before = pid_of(data_dir, component)

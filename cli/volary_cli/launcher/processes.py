@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-KILL_AFTER_S = 15.0  # a service lets its calls finish for 10 s
+# the last replica of a version waits 12 s for another one, and lets its calls finish for 10 s
+KILL_AFTER_S = 25.0
 
 # loaded before any fork: a child between fork and exec must not take the loader's lock
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -136,6 +136,7 @@ class Controller:
             self.fallbacks.update(await edge_rows.every_fallback(transaction))
             self.desired = await fleet_rows.desired(transaction)
             self.fleet = Fleet(await fleet_rows.known_replicas(transaction, lease_until_us))
+        self._part()
         self._fleet_changed()
         self._list()
 
@@ -346,7 +347,19 @@ class Controller:
         """Take a replica's report."""
         if self.fleet.report(replica, self._clock.now_us()):
             self._unsaved.add(replica.id)
+            self._part()
             self._fleet_changed()
+
+    def silent(self, replica: Replica) -> None:
+        """Note that the stream of a replica broke: nobody who drains may count on it."""
+        self.fleet.silent(replica.id, replica.incarnation)
+        if self._part():
+            self._fleet_changed()
+
+    def _part(self) -> bool:
+        """Let go who drains and is not needed; return whether that changed anything."""
+        carrying = (VersionName.of(t.model, v) for t in self.live for v in t.versions)
+        return self.fleet.part(self.desired, carrying, self._clock.now_us())
 
     def readiness(self, version: VersionName) -> Readiness:
         """Return on how many replicas a version is ready."""
@@ -397,6 +410,8 @@ class Controller:
             for replica_id in self.fleet.expire(self._clock.now_us()):
                 log.warning("the lease of replica %s is over", replica_id)
                 self._unsaved.add(replica_id)
+                self._fleet_changed()
+            if self._part():
                 self._fleet_changed()
             try:
                 await self._save_replicas()

@@ -85,7 +85,8 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
     stream = _stream(settings, ring)
     if native is not None:
         native.start(versions, failpoints)
-    background = [attachment.run] if kit.channels.is_configured("gateway") else []
+    is_attached = kit.channels.is_configured("gateway")
+    background = [attachment.run] if is_attached else []
     if settings.idle_forget_s:
         background.append(partial(_forget_idle, residence, settings.idle_forget_s))
     try:
@@ -94,6 +95,7 @@ async def build(kit: Kit, *, with_failpoints: bool = False) -> AsyncIterator[Ser
                 readiness=[keeper.is_warm],
                 background=background,
                 listeners=[data, _control_server(kit, handler), *rest],
+                leaving=[partial(attachment.leave, settings.last_wait_s)] if is_attached else [],
             )
     finally:
         await keeper.close()

@@ -16,8 +16,8 @@ class InferenceSettings(ServiceSettings, service="inference"):
     `instance` names the replica, stable over its restarts. `address` is what others reach the
     data listener by, when it is not host:port. `failpoints` does what `--failpoints` does.
     `engine` says who answers on `port`: `python`, `native` (an error where it is not built), or
-    `auto`: the native one where it is built and fits the other settings. With `rest_port` V2 is
-    spoken over HTTP too, for this replica alone; 0 takes a free port, None none.
+    `auto`: the native one where it is built, loads and fits the other settings. With `rest_port`
+    V2 is spoken over HTTP too, for this replica alone; 0 takes a free port, None none.
     """
 
     control_port: int = Field(default=0, ge=0, le=65_535)
@@ -26,7 +26,7 @@ class InferenceSettings(ServiceSettings, service="inference"):
     rest_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1_024)
     rest_max_json_bytes: int = Field(default=MAX_JSON_BYTES, ge=1_024)
     failpoints: bool = False
-    engine: Literal["auto", "native", "python"] = "python"
+    engine: Literal["auto", "native", "python"] = "auto"
     threads: int = Field(default=64, ge=1, le=1_024)
     streams: int = Field(default=32, ge=1, le=1_024)
     max_batch_rows: int = Field(default=64, ge=1, le=4_096)
@@ -59,6 +59,10 @@ class InferenceSettings(ServiceSettings, service="inference"):
 
     # how long a look at the kept replies may take; after that it is a miss
     response_cache_timeout_s: float = Field(default=0.005, gt=0, le=1)
+
+    # how long after SIGTERM the last replica that has a version with traffic goes on answering,
+    # until another one does; 0: not at all
+    last_wait_s: float = Field(default=12.0, ge=0, le=300)
 
     gateway_address: str | None = None
     registry_address: str | None = None

@@ -52,6 +52,7 @@ class Service(Strict):
     volumes: list[Mount] = Field(default_factory=list)
     depends_on: dict[str, Need] = Field(default_factory=dict)
     healthcheck: Healthcheck | None = None
+    stop_grace_period: Duration | None = None
 
 
 class Compose(Strict):

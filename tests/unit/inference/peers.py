@@ -97,6 +97,14 @@ class FakeGateway(replica_service_pb2_grpc.ReplicaServiceServicer):
         )
         self.changed.set()
 
+    def say(self, farewell: replica_pb2.Farewell) -> None:
+        """Tell replicas that drain whether they may go."""
+        state = replica_pb2.DesiredState()
+        state.CopyFrom(self.desired)
+        state.farewell = farewell
+        self.desired = state
+        self.changed.set()
+
     def state_of(self, version: int) -> str:
         """Return the newest state of a version that was reported, empty before the first."""
         for row in self.reports[-1].versions if self.reports else []:

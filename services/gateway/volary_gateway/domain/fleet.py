@@ -19,6 +19,19 @@ from volary_gateway.domain.names import ModelName, VersionName
 # too busy to report, since a lease that ends by mistake takes a good replica away
 LEASE_US = 10_000_000
 MAX_SUPERSEDED = 256
+# after another one is ready Envoy has to find it healthy: it looks twice a second, for a second
+HANDOVER_US = 3_000_000
+# before a replica that drains is let go: its peer may have died a moment ago, unnoticed yet
+CERTAIN_US = 500_000
+GONE = 0
+
+
+class Farewell(StrEnum):
+    """Whether a replica that drains may go: STAY while calls go on coming to it."""
+
+    NONE = "UNSPECIFIED"
+    GO = "GO"
+    STAY = "STAY"
 
 
 class VersionState(StrEnum):
@@ -64,6 +77,11 @@ class Replica:
     def is_attached(self, now_us: int) -> bool:
         """Say whether its lease holds."""
         return now_us < self.lease_until_us
+
+    def has(self, version: VersionName, desired: Desired) -> bool:
+        """Say whether it has a version ready, with the digest that is wanted."""
+        held = self.versions.get(version)
+        return held is not None and _serves(held, desired.digest(version))
 
     @property
     def essence(self) -> tuple[object, ...]:
@@ -138,6 +156,8 @@ class Fleet:
     def __init__(self, replicas: Iterable[Replica] = ()) -> None:
         self._replicas = {replica.id: replica for replica in replicas}
         self._superseded: dict[tuple[str, str], None] = {}
+        self._streams: dict[str, str] = {}  # incarnation by id of who reports right now
+        self._parting: dict[str, int] = {}  # until when those that drain go on, by id
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(sorted(self._replicas.values(), key=lambda replica: replica.id))
@@ -170,7 +190,57 @@ class Fleet:
             self._supersede(before)
         was_attached = before is not None and before.is_attached(now_us)
         self._replicas[replica.id] = replace(replica, lease_until_us=now_us + LEASE_US)
+        self._streams[replica.id] = replica.incarnation
         return not was_attached or before is None or before.essence != replica.essence
+
+    def silent(self, replica_id: str, incarnation: str) -> None:
+        """Note that a replica's stream broke: its endpoints stay, but nobody leaves it alone."""
+        if self._streams.get(replica_id) == incarnation:
+            del self._streams[replica_id]
+
+    def part(self, desired: Desired, carrying: Iterable[VersionName], now_us: int) -> bool:
+        """Let go who drains and is not needed; return whether that changed anything.
+
+        Of those that have a version of `carrying` one has to stay while nobody else answers for it,
+        and until Envoy has found who does. Who was let go is not asked back.
+        """
+        before, self._parting = self._parting, {}
+        draining = [replica for replica in self if replica.is_draining]
+        carrying = tuple(carrying) if draining else ()
+        for replica in draining:
+            ready = [v for v in carrying if replica.has(v, desired)]
+            until_us = before.get(replica.id, now_us + CERTAIN_US if ready else GONE)
+            if until_us != GONE and not all(self._has_other(replica, v, desired) for v in ready):
+                until_us = now_us + HANDOVER_US
+            self._parting[replica.id] = until_us if until_us > now_us else GONE
+        return self._farewells(before) != self._farewells(self._parting)
+
+    def farewell(self, replica_id: str) -> Farewell:
+        """Return what a replica is told that drains."""
+        until_us = self._parting.get(replica_id)
+        if until_us is None:
+            return Farewell.NONE
+        return Farewell.GO if until_us == GONE else Farewell.STAY
+
+    def _has_other(self, replica: Replica, version: VersionName, desired: Desired) -> bool:
+        """Say whether somebody else answers for a version and goes on doing so.
+
+        Of those that drain, the first by id stays; who does not report may be dead.
+        """
+        return any(
+            other.has(version, desired)
+            and self._streams.get(other.id) == other.incarnation
+            and (not other.is_draining or self._parting.get(other.id, GONE) != GONE)
+            for other in self._replicas.values()
+            if other.id != replica.id
+        )
+
+    def _takes_calls(self, replica: Replica) -> bool:
+        return not replica.is_draining or self._parting.get(replica.id, GONE) != GONE
+
+    @staticmethod
+    def _farewells(parting: Mapping[str, int]) -> dict[str, bool]:
+        return {key: until_us == GONE for key, until_us in parting.items()}
 
     def expire(self, now_us: int) -> tuple[str, ...]:
         """Forget the replicas whose lease is over; return their ids."""
@@ -181,14 +251,14 @@ class Fleet:
 
     def addresses(self) -> tuple[str, ...]:
         """Return where any call can go: every replica that takes calls."""
-        return tuple(sorted({r.address for r in self._replicas.values() if not r.is_draining}))
+        return tuple(sorted({r.address for r in self._replicas.values() if self._takes_calls(r)}))
 
     def endpoints(self, desired: Desired) -> dict[VersionName, tuple[str, ...]]:
         """Return the addresses that have a version ready, with the digest that is wanted."""
         found: dict[VersionName, set[str]] = {}
         for replica in self._replicas.values():
             for version, held in replica.versions.items():
-                if not replica.is_draining and _serves(held, desired.digest(version)):
+                if self._takes_calls(replica) and _serves(held, desired.digest(version)):
                     found.setdefault(version, set()).add(replica.address)
         return {version: tuple(sorted(at)) for version, at in sorted(found.items())}
 

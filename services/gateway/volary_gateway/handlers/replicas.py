@@ -13,7 +13,14 @@ from volary_kit.names import project_of
 from volary_kit.timestamps import duration_from_us, duration_us, from_us, to_us
 
 from volary_gateway.controller import Controller
-from volary_gateway.domain.fleet import LEASE_US, Held, Readiness, Replica, VersionState
+from volary_gateway.domain.fleet import (
+    LEASE_US,
+    Farewell,
+    Held,
+    Readiness,
+    Replica,
+    VersionState,
+)
 from volary_gateway.domain.names import VersionName
 from volary_gateway.handlers import Context
 from volary_gateway.handlers.names import version_of
@@ -34,22 +41,31 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
     async def Attach(
         self, request_iterator: AsyncIterator[replica_service_pb2.AttachRequest], context: Context
     ) -> AsyncIterator[replica_pb2.DesiredState]:
-        reading = asyncio.create_task(self._read(request_iterator))
-        sent = -1
+        reports = _Reports()
+        reading = asyncio.create_task(self._read(request_iterator, reports))
+        sent: tuple[int, Farewell] | None = None
         try:
             while not reading.done():
                 changed = asyncio.create_task(self._controller.changes.next().wait())
-                if self._controller.desired.revision != sent:
-                    sent = self._controller.desired.revision
-                    yield self._desired()
+                farewell = self._farewell(reports)
+                if (self._controller.desired.revision, farewell) != sent:
+                    sent = self._controller.desired.revision, farewell
+                    yield self._desired(farewell)
                 await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
             await reading
         finally:
             reading.cancel()
+            if (replica := reports.last) is not None:
+                self._controller.silent(replica)
 
-    async def _read(self, requests: AsyncIterator[replica_service_pb2.AttachRequest]) -> None:
-        reports = _Reports()
+    def _farewell(self, reports: _Reports) -> Farewell:
+        replica = reports.last
+        return Farewell.NONE if replica is None else self._controller.fleet.farewell(replica.id)
+
+    async def _read(
+        self, requests: AsyncIterator[replica_service_pb2.AttachRequest], reports: _Reports
+    ) -> None:
         async for request in requests:
             await self._controller.report(reports.read(request))
 
@@ -93,12 +109,13 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
             replicas=[_listed(replica, project) for replica in self._controller.fleet]
         )
 
-    def _desired(self) -> replica_pb2.DesiredState:
+    def _desired(self, farewell: Farewell) -> replica_pb2.DesiredState:
         production = {t.model: t.production for t in self._controller.traffic}
         desired = self._controller.desired
         return replica_pb2.DesiredState(
             revision=desired.revision,
             lease=duration_from_us(LEASE_US),
+            farewell=replica_pb2.Farewell.Value(f"FAREWELL_{farewell}"),
             versions=[
                 replica_pb2.DesiredVersion(
                     project=version.project,
@@ -117,6 +134,11 @@ class _Reports:
 
     def __init__(self) -> None:
         self._last: tuple[bytes, Replica] | None = None
+
+    @property
+    def last(self) -> Replica | None:
+        """The replica as it reported last, None before the first time."""
+        return None if self._last is None else self._last[1]
 
     def read(self, request: replica_service_pb2.AttachRequest) -> Replica:
         """Return the replica as it reports; the same mapping of versions while that is the same."""

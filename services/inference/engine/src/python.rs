@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
+use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -30,13 +31,20 @@ const MAX_QUEUED_ROWS: usize = 65_536;
 type SpecRow = (String, String, Vec<i64>);
 type TotalRow = (u64, f64);
 
-/// Open onnxruntime's shared library; once, before any version is loaded.
+/// Open onnxruntime's shared library; once, before any version is loaded. RuntimeError when that
+/// cannot be: a library that is not there, or too old, is a panic of the crate's.
 #[pyfunction]
 fn open_runtime(path: &str) -> PyResult<()> {
-    let opened = ort::init_from(path).with_telemetry(false).commit();
-    opened
-        .map(drop)
-        .map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    let opened = catch_unwind(|| ort::init_from(path).with_telemetry(false).commit());
+    let problem = match opened {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "it does not fit this module".to_owned(),
+        },
+    };
+    Err(PyRuntimeError::new_err(problem))
 }
 
 /// A version in the plane: its session and its batching thread.

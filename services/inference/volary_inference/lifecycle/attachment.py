@@ -27,6 +27,9 @@ WRITING_SHARE = 10  # a tenth of the time at most goes into reports
 QUIET_US = 2_000_000  # a version that nobody asked for so long has nobody waiting
 REPORTS_A_LEASE = 3  # two may be lost before the lease ends
 RECONNECT_S = (0.1, 2.0)
+HEARD_S = 1.0  # for gateway's word on a drain; one that is older than this word says none
+IDLE_US = 1_000_000  # who was not called for so long is not called at all
+LOOK_S = 0.1
 STATES = {
     State.LOADING: replica_pb2.VERSION_STATE_LOADING,
     State.WARMING: replica_pb2.VERSION_STATE_WARMING,
@@ -57,6 +60,14 @@ class Reporter:
         self._keeper = keeper
         self._health = health
         self._engine = engine
+        self.is_leaving = False
+
+    @property
+    def is_idle(self) -> bool:
+        """True when no version was called for a while."""
+        serving = [version.serving for version in self._versions.all()]
+        last_us = max((each.snapshot().last_us for each in serving if each is not None), default=0)
+        return self._clock.now_us() - last_us > IDLE_US
 
     def report(self) -> replica_service_pb2.AttachRequest:
         """Return the state as it is now."""
@@ -67,7 +78,7 @@ class Reporter:
             incarnation=self._incarnation,
             revision=self._keeper.revision,
             versions=[loaded_version(version) for version in versions],
-            draining=self._health.is_draining,
+            draining=self.is_leaving or self._health.is_draining,
             engine=self._engine,
             queue_time=duration_from_us(int(queue_s(versions, self._clock.now_us()) * MICROS)),
         )
@@ -94,6 +105,27 @@ class Attachment:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._lease_s = DEFAULT_LEASE_S
+        self._is_attached = False
+        self._farewell = replica_pb2.FAREWELL_UNSPECIFIED
+
+    async def leave(self, patience_s: float) -> None:
+        """Say that this replica drains; return when it may go.
+
+        While it is the last one that has a version with traffic Envoy goes on sending it calls: it
+        goes when another one is there, when nobody calls any more, or at the end of its patience.
+        """
+        if not patience_s or not self._is_attached:
+            return
+        self._reporter.is_leaving = True
+        self.wake()
+        began_s = self._clock.monotonic_s()
+        while self._is_attached and self._farewell != replica_pb2.FAREWELL_GO:
+            is_heard = self._farewell == replica_pb2.FAREWELL_STAY
+            limit_s = patience_s if is_heard else min(HEARD_S, patience_s)
+            waited_s = self._clock.monotonic_s() - began_s
+            if waited_s > limit_s or (is_heard and self._reporter.is_idle):
+                break
+            await asyncio.sleep(LOOK_S)
 
     def wake(self) -> None:
         """Report soon; callable from the event loop's thread and from others."""
@@ -112,6 +144,7 @@ class Attachment:
                         wait_s = RECONNECT_S[0]
                 except VolaryError as error:
                     log.warning("gateway is away: %s", error)
+                self._is_attached = False
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
                 wait_s = min(RECONNECT_S[1], wait_s * 2)
 
@@ -130,6 +163,7 @@ class Attachment:
                 continue
 
     async def _follow(self, state: replica_pb2.DesiredState) -> None:
+        self._is_attached, self._farewell = True, state.farewell
         if state.HasField("lease"):
             lease_s = duration_us(state.lease) / MICROS
             self._lease_s = lease_s or DEFAULT_LEASE_S

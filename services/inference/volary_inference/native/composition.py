@@ -45,18 +45,7 @@ class NativeEngine:
         self._kit = kit
         self._folder = SocketFolder()
         settings = kit.settings
-        self._plane: DataPlane = module.DataPlane(
-            json.dumps(volary_contract.methods()),
-            settings.jwks_file,
-            settings.revocations_file,
-            self._folder.socket,
-            list(BUCKETS_S),
-            kit.ruling.max_calls,
-            settings.event_capacity if settings.redis_url else 0,
-            MAX_QUEUE,
-            kit.telemetry.resource,
-        )
-        self._plane.set_stream_timeout(settings.stream_message_timeout_s)
+        self._plane = _plane_of(kit, module, self._folder)
         self._records = NativeRecords(self._plane, kit.ruling.metrics, kit.telemetry, ring)
         self._events: NativeEvents | None = None
         if settings.redis_url is not None:
@@ -85,6 +74,31 @@ class NativeEngine:
             self._events.close(timeout_s)
         self._records.close()
         self._folder.remove()
+
+
+def _plane_of(kit: Kit, module: NativeModule, folder: SocketFolder) -> DataPlane:
+    """Make the plane; raise Unavailable where the module was built for another service than this.
+
+    In an image the two come by ways of their own, and nothing else compares them.
+    """
+    settings = kit.settings
+    try:
+        plane: DataPlane = module.DataPlane(
+            json.dumps(volary_contract.methods()),
+            settings.jwks_file,
+            settings.revocations_file,
+            folder.socket,
+            list(BUCKETS_S),
+            kit.ruling.max_calls,
+            settings.event_capacity if settings.redis_url else 0,
+            MAX_QUEUE,
+            kit.telemetry.resource,
+        )
+        plane.set_stream_timeout(settings.stream_message_timeout_s)
+    except (AttributeError, TypeError, ValueError) as error:
+        folder.remove()
+        raise modules.Unavailable(f"{modules.NAME} does not fit this service: {error}") from error
+    return plane
 
 
 def chosen(kit: Kit, ring: EventRing) -> NativeEngine | None:

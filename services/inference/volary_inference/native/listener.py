@@ -13,16 +13,20 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from volary_kit.health import Health
 from volary_kit.server import Address, ListenError, SocketFile, SyncServer
 
-from volary_inference.native.module import DataPlane
+from volary_inference.native.module import DataPlane, Unavailable
 
 SOCKET = "python"
+MAX_SOCKET = 107  # bytes of a path, by the system
 
 
 class SocketFolder:
-    """A folder that this user alone may enter, short enough for a socket's 107 bytes."""
+    """A folder that this user alone may enter; raise Unavailable where its path is too long."""
 
     def __init__(self) -> None:
         self._path = Path(tempfile.mkdtemp(prefix="volary-"))
+        if len(bytes(self.socket)) > MAX_SOCKET:
+            self.remove()
+            raise Unavailable(f"{self._path.parent} is too long for a socket: set TMPDIR")
 
     @property
     def socket(self) -> Path:

@@ -100,7 +100,7 @@ def load() -> NativeModule:
         raise Unavailable(f"{folder} has no {RUNTIME}")
     try:
         module.open_runtime(str(found[0]))
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:
         raise Unavailable(f"{found[0].name} cannot be opened: {error}") from error
     return module
 
