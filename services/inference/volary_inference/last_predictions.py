@@ -1,7 +1,8 @@
 """The last predictions of versions that declare a cache, in Redis: they outlive the replica.
 
-Gateway answers with them once no replica of the model is left. A write never holds up a call: what
-there is no room for is forgotten, the oldest first, and while Redis is away all of it.
+Gateway answers with them once no replica of the model is left. A write never holds up a call:
+while Redis is away what was said waits here, and where there is no room for it the oldest is
+forgotten.
 """
 
 from __future__ import annotations
