@@ -14,13 +14,14 @@ from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary.inference.v1 import prediction_service_pb2, prediction_service_pb2_grpc
 from volary_kit.calls import current_call
+from volary_kit.datatypes import BYTES, TYPED
 from volary_kit.errors import InvalidArgument, Unavailable, VolaryError
 from volary_kit.last_predictions import key_of_entity, key_of_inputs
 
 from volary_gateway.domain.fallbacks import Fallback
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.handlers import Context
-from volary_gateway.handlers.tensors import TYPED, fill_outputs, inputs_of, values_of
+from volary_gateway.handlers.tensors import fill_outputs, inputs_of, values_of
 from volary_gateway.store.kept import KeptPredictions
 
 V2_SERVICE = "inference.GRPCInferenceService"
@@ -205,7 +206,7 @@ def _prediction(kept: v2.ModelInferResponse) -> prediction_service_pb2.PredictRe
             shape=list(row.shape),
         )
         for row, data in zip(kept.outputs, kept.raw_output_contents, strict=True)
-        if row.datatype in TYPED and row.datatype != "BYTES"
+        if row.datatype in TYPED and row.datatype != BYTES
     }
     first = outputs[kept.outputs[0].name] if kept.outputs else None
     of = kept.parameters

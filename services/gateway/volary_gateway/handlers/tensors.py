@@ -7,25 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from inference import grpc_service_pb2 as v2
+from volary_kit.datatypes import BYTES, TYPED, joined, split
 from volary_kit.last_predictions import TensorBytes
-
-LENGTH = struct.Struct("<I")
-TEXT = "BYTES"
-# by datatype: the field of the typed contents, and struct's letter; FP16 and BF16 come raw only
-TYPED = {
-    "BOOL": ("bool_contents", "?"),
-    "INT8": ("int_contents", "b"),
-    "INT16": ("int_contents", "h"),
-    "INT32": ("int_contents", "i"),
-    "INT64": ("int64_contents", "q"),
-    "UINT8": ("uint_contents", "B"),
-    "UINT16": ("uint_contents", "H"),
-    "UINT32": ("uint_contents", "I"),
-    "UINT64": ("uint64_contents", "Q"),
-    "FP32": ("fp32_contents", "f"),
-    "FP64": ("fp64_contents", "d"),
-    TEXT: ("bytes_contents", ""),
-}
 
 
 def inputs_of(request: v2.ModelInferRequest) -> list[TensorBytes] | None:
@@ -52,38 +35,28 @@ def fill_outputs(
         if is_raw:
             reply.raw_output_contents.append(data)
         else:
-            getattr(output.contents, TYPED[row.datatype][0]).extend(values_of(row.datatype, data))
+            values = values_of(row.datatype, data)
+            getattr(output.contents, TYPED[row.datatype].contents).extend(values)
 
 
 def values_of(datatype: str, data: bytes) -> Sequence[Any]:
     """Return the elements of raw bytes; none of a datatype without a typed form."""
-    if datatype == TEXT:
-        return _split(data)
+    if datatype == BYTES:
+        return split(data, len(data)) or ()
     if datatype not in TYPED:
         return ()
-    letter = TYPED[datatype][1]
+    letter = TYPED[datatype].letter
     return struct.unpack(f"<{len(data) // struct.calcsize(f'<{letter}')}{letter}", data)
 
 
 def _packed(row: v2.ModelInferRequest.InferInputTensor) -> bytes | None:
     if row.datatype not in TYPED:
         return None
-    field, letter = TYPED[row.datatype]
-    values = getattr(row.contents, field)
-    if row.datatype == TEXT:
-        return b"".join(LENGTH.pack(len(each)) + each for each in values)
+    contents, letter = TYPED[row.datatype]
+    values = getattr(row.contents, contents)
+    if row.datatype == BYTES:
+        return joined(values)
     try:
         return struct.pack(f"<{len(values)}{letter}", *values)
     except (struct.error, OverflowError):  # a value that does not fit its datatype
         return None
-
-
-def _split(data: bytes) -> list[bytes]:
-    found: list[bytes] = []
-    at = 0
-    while at < len(data):
-        (length,) = LENGTH.unpack_from(data, at)
-        at += LENGTH.size
-        found.append(data[at : at + length])
-        at += length
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from volary_kit.datatypes import BYTES, FORMS, Form
 
 BF16_EXPONENT = np.uint16(0x7F80)
 BF16_FRACTION = np.uint16(0x007F)
@@ -25,7 +26,7 @@ class Datatype:
     @property
     def is_bytes(self) -> bool:
         """True for BYTES, whose elements have no fixed size."""
-        return self.name == "BYTES"
+        return self.name == BYTES
 
     @property
     def is_integer(self) -> bool:
@@ -49,26 +50,8 @@ class Datatype:
         return self.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _datatype(name: str, dtype: str, contents: str = "") -> Datatype:
-    return Datatype(name, np.dtype(dtype), contents)
+def _datatype(name: str, form: Form) -> Datatype:
+    return Datatype(name, np.dtype(f"<{form.letter}" if form.letter else "O"), form.contents)
 
 
-DATATYPES: dict[str, Datatype] = {
-    row.name: row
-    for row in (
-        _datatype("BOOL", "?", "bool_contents"),
-        _datatype("UINT8", "<u1", "uint_contents"),
-        _datatype("UINT16", "<u2", "uint_contents"),
-        _datatype("UINT32", "<u4", "uint_contents"),
-        _datatype("UINT64", "<u8", "uint64_contents"),
-        _datatype("INT8", "<i1", "int_contents"),
-        _datatype("INT16", "<i2", "int_contents"),
-        _datatype("INT32", "<i4", "int_contents"),
-        _datatype("INT64", "<i8", "int64_contents"),
-        _datatype("FP16", "<f2"),
-        _datatype("FP32", "<f4", "fp32_contents"),
-        _datatype("FP64", "<f8", "fp64_contents"),
-        _datatype("BF16", "<u2"),
-        _datatype("BYTES", "O", "bytes_contents"),
-    )
-}
+DATATYPES: dict[str, Datatype] = {name: _datatype(name, form) for name, form in FORMS.items()}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from volary_kit.datatypes import joined, split
 from volary_kit.errors import InvalidArgument
 
 from volary_inference.domain.datatypes import DATATYPES, Datatype
 
 MAX_RANK = 32  # numpy's own limit is 64; no model comes near
 MAX_ELEMENTS = 1 << 28  # a shape of nothing but its header must not reserve memory
-LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def from_raw(name: str, datatype: str, shape: Iterable[int], raw: bytes, field: 
     kind, sizes = datatype_of(datatype, field), checked_shape(shape, field)
     elements = math.prod(sizes)
     if kind.is_bytes:
-        return Tensor(name, datatype, _filled(_split(raw, elements, field), sizes))
+        return Tensor(name, datatype, _filled(_elements(raw, elements, field), sizes))
     expected = elements * kind.dtype.itemsize
     if len(raw) != expected:
         raise InvalidArgument(
@@ -110,7 +109,7 @@ def to_raw(tensor: Tensor) -> bytes:
     """Encode as little-endian row-major bytes."""
     kind = DATATYPES[tensor.datatype]
     if kind.is_bytes:
-        return b"".join(LENGTH.pack(len(each)) + each for each in tensor.array.ravel())
+        return joined(tensor.array.ravel())
     return np.ascontiguousarray(tensor.array, kind.dtype).tobytes()
 
 
@@ -136,23 +135,12 @@ def numbers_of(tensor: Tensor) -> list[float]:
     return tensor.array.ravel().astype(np.float64).tolist()
 
 
-def _split(raw: bytes, elements: int, field: str) -> list[bytes]:
-    """Cut length-prefixed elements apart; the bytes must end with the last one."""
-    found: list[bytes] = []
-    position = 0
-    while position < len(raw) and len(found) < elements:
-        start = position + LENGTH.size
-        if start > len(raw):
-            break
-        (length,) = LENGTH.unpack_from(raw, position)
-        if length > len(raw) - start:
-            break
-        found.append(raw[start : start + length])
-        position = start + length
-    if position != len(raw) or len(found) != elements:
+def _elements(raw: bytes, count: int, field: str) -> list[bytes]:
+    found = split(raw, count)
+    if found is None or len(found) != count:
         raise InvalidArgument(
             "RAW_SIZE_MISMATCH",
-            f"the bytes do not hold exactly {elements} length-prefixed elements",
+            f"the bytes do not hold exactly {count} length-prefixed elements",
             field=field,
         )
     return found
