@@ -13,6 +13,7 @@ and `__main__` is `run("registry", RegistrySettings, build)`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -110,6 +111,7 @@ async def _take_calls(kit: Resources[SettingsT], service: Service, stopping: asy
         listeners.append(AioServer(servicers, kit.ruling, kit.health, address))
     close_metrics = _metrics(kit)
     readiness = Readiness(kit.health, service.readiness)
+    gc.freeze()  # what is imported and built lives on: no collection looks at it again
     async with Supervisor([*kit.chores(), *service.background, readiness.watch]):
         for listener in listeners:
             await listener.start()

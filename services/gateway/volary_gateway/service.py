@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -69,7 +68,6 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
     controller.on_unload(lambda version: recorder.forget(version.cluster))
     await controller.load()
     await recorder.load()
-    gc.freeze()  # what is known of thousands of models lives on: no collection looks at it again
     background: list[Callable[[], Awaitable[None]]] = [
         controller.watch_leases,
         recorder.flush_always,
