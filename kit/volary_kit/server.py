@@ -254,6 +254,9 @@ def server_options(methods: Iterable[Method]) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second listener
         # above every method's own limit, whose refusal has ErrorInfo; a bound for memory
         ("grpc.max_receive_message_length", largest + MIB),
+        # what is above even that is refused at its first bytes: by itself gRPC keeps the refusal
+        # back for a tenth of a second to a whole one
+        ("grpc.http.tarpit", 0),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
