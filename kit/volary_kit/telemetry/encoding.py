@@ -39,50 +39,52 @@ DOUBLE = struct.Struct("<d")
 FIRST, SECOND = b"\x0a", b"\x12"  # fields 1 and 2 with a length
 SHORT = [bytes((number,)) for number in range(0x80)]
 MASK = (1 << 64) - 1
-CACHED_TEXT = 32  # longer values are ids, of which no two are the same
+# longer texts are ids, of which no two are the same, and larger numbers are measured
+CACHED_TEXT, CACHED_NUMBERS = 32, 1_024
 
 
 def request_of(spans: Iterable[ReadableSpan]) -> bytes:
     """Return the serialized `ExportTraceServiceRequest` of spans, by resource and library."""
-    groups: dict[tuple[int, str, str], tuple[Resource, list[bytes]]] = {}
+    # both are one object a process, and to compare what they hold costs more than the span
+    groups: dict[tuple[int, int], tuple[ReadableSpan, list[bytes]]] = {}
     for span in spans:
-        scope = span.instrumentation_scope
-        name, version = ("", "") if scope is None else (scope.name, scope.version or "")
-        # a resource is one object a process, and its hash costs more than the whole span
-        group = groups.setdefault((id(span.resource), name, version), (span.resource, []))
-        group[1].append(_field(SECOND, span_of(span)))
-    return b"".join(
-        _field(FIRST, _group(resource, name, version, members))
-        for (_, name, version), (resource, members) in groups.items()
-    )
+        group = id(span.resource), id(span.instrumentation_scope)
+        _, members = groups.get(group) or groups.setdefault(group, (span, []))
+        data = span_of(span)
+        members += (SECOND, _length(data), data)
+    return b"".join(_field(FIRST, _group(*group)) for group in groups.values())
 
 
-def _group(resource: Resource, name: str, version: str, members: list[bytes]) -> bytes:
+def _group(one: ReadableSpan, members: list[bytes]) -> bytes:
+    of = one.instrumentation_scope
+    name, version = ("", "") if of is None else (of.name, of.version or "")
     scope = trace_pb2.InstrumentationScope(name=name, version=version).SerializeToString()
     spans = b"".join([_field(FIRST, scope), *members])
-    return _field(FIRST, resource_of(resource)) + _field(SECOND, spans)
+    return _field(FIRST, resource_of(one.resource)) + _field(SECOND, spans)
 
 
 def resource_of(resource: Resource) -> bytes:
     """Return the serialized `Resource` of what the spans are of."""
-    return b"".join(_field(FIRST, pair) for pair in _pairs(resource.attributes))
+    return b"".join(_field(FIRST, _pair(*each)) for each in resource.attributes.items())
 
 
 def span_of(span: ReadableSpan) -> bytes:
     """Return one serialized `Span`."""
     context, parent = span.context, span.parent
     assert context is not None
-    parts = [TRACE_ID, context.trace_id.to_bytes(16, "big"), SPAN_ID, _id(context.span_id)]
+    parts = [
+        *(TRACE_ID, context.trace_id.to_bytes(16, "big")),
+        *(SPAN_ID, context.span_id.to_bytes(8, "big")),
+    ]
     if context.trace_state:
         parts.append(_field(TRACE_STATE, context.trace_state.to_header().encode()))
     if parent is not None:
-        parts += (PARENT, _id(parent.span_id))
+        parts += (PARENT, parent.span_id.to_bytes(8, "big"))
     parts += (
         _name(span.name, span.kind.name),
         TIMES.pack(START_TAG, span.start_time or 0, END_TAG, span.end_time or 0),
     )
-    for pair in _pairs(span.attributes or {}):
-        parts += (ATTRIBUTE, _length(pair), pair)
+    parts += _attributes(span.attributes or {})
     if span.events or span.links or span.dropped_attributes:
         parts += _rare(span)
     parts += (
@@ -90,6 +92,21 @@ def span_of(span: ReadableSpan) -> bytes:
         FLAGS.pack(FLAGS_TAG, int(context.trace_flags)),
     )
     return b"".join(parts)
+
+
+def _attributes(attributes: Mapping[str, Any]) -> list[bytes]:
+    """Return the attributes of a span, each as one of its fields, in parts."""
+    parts: list[bytes] = []
+    for key, value in attributes.items():
+        kind = type(value)
+        if kind is str and len(value) > CACHED_TEXT:
+            text = value.encode(errors="replace")
+            parts += (_head(key, len(text)), text)
+        elif kind is str or kind is bool or (kind is int and 0 <= value < CACHED_NUMBERS):
+            parts.append(_cached(key, value))
+        else:
+            parts.append(_field(ATTRIBUTE, _pair(key, value)))
+    return parts
 
 
 @lru_cache(maxsize=1_024)
@@ -125,7 +142,7 @@ def _rare(span: ReadableSpan) -> Iterator[bytes]:
 def _link(link: Link) -> trace_pb2.SpanLink:
     return trace_pb2.SpanLink(
         trace_id=link.context.trace_id.to_bytes(16, "big"),
-        span_id=_id(link.context.span_id),
+        span_id=link.context.span_id.to_bytes(8, "big"),
         trace_state=link.context.trace_state.to_header(),
         attributes=_messages(link.attributes or {}),
         flags=int(link.context.trace_flags),
@@ -133,24 +150,26 @@ def _link(link: Link) -> trace_pb2.SpanLink:
 
 
 def _messages(attributes: Mapping[str, Any]) -> list[trace_pb2.KeyValue]:
-    return [trace_pb2.KeyValue.FromString(pair) for pair in _pairs(attributes)]
-
-
-def _pairs(attributes: Mapping[str, Any]) -> Iterator[bytes]:
-    """Yield each attribute as a serialized `KeyValue`."""
-    for key, value in attributes.items():
-        kind = type(value)
-        is_cached = kind is bool or (kind is str and len(value) <= CACHED_TEXT)
-        yield _cached_pair(key, value) if is_cached else _pair(key, value)
+    return [trace_pb2.KeyValue.FromString(_pair(*each)) for each in attributes.items()]
 
 
 def _pair(key: str, value: Any) -> bytes:
+    """Return an attribute as a serialized `KeyValue`."""
     return _key(key) + _field(SECOND, _value(value))
 
 
 @lru_cache(maxsize=4_096, typed=True)
-def _cached_pair(key: str, value: str | bool) -> bytes:  # noqa: FBT001 - a value
-    return _pair(key, value)
+def _cached(key: str, value: str | int) -> bytes:
+    """Return an attribute as a field of a span."""
+    return _field(ATTRIBUTE, _pair(key, value))
+
+
+@lru_cache(maxsize=4_096)
+def _head(key: str, size: int) -> bytes:
+    """Return what stands before the text of an attribute of a span, by the size of the text."""
+    value = FIRST + _varint(size)
+    pair = _key(key) + SECOND + _varint(len(value) + size) + value
+    return ATTRIBUTE + _varint(len(pair) + size) + pair
 
 
 @lru_cache(maxsize=1_024)
@@ -177,10 +196,6 @@ def _value(value: Any) -> bytes:
 
 def _list(values: Sequence[Any]) -> bytes:
     return b"".join(_field(FIRST, _value(each)) for each in values)
-
-
-def _id(number: int) -> bytes:
-    return number.to_bytes(8, "big")
 
 
 def _field(tag: bytes, data: bytes) -> bytes:

@@ -39,6 +39,7 @@ class Recorder:
         self.resource = resource
         self.scope = InstrumentationScope(scope)
         self._is_sampling = is_sampling
+        self._root_flags = TraceFlags(RANDOM_ID | (SAMPLED if is_sampling else 0))
         self._processors: tuple[SpanProcessor, ...] = ()
 
     def add(self, processor: SpanProcessor) -> None:
@@ -57,16 +58,13 @@ class Recorder:
         # ids guard nothing; a generator per process, seeded by the operating system
         span_id = random.getrandbits(64) or 1
         if parent is not None and parent.is_valid:
-            is_sampled = self._is_sampling and bool(parent.trace_flags & SAMPLED)
-            flags = int(parent.trace_flags & ~SAMPLED) | (SAMPLED if is_sampled else 0)
-            trace_id, state = parent.trace_id, parent.trace_state
+            trace_id, _, _, flags, state, _ = parent  # a property each costs more than the tuple
+            if not self._is_sampling:
+                flags = TraceFlags(flags & ~SAMPLED)
         else:
             parent = None
-            flags = RANDOM_ID | (SAMPLED if self._is_sampling else 0)
-            trace_id, state = random.getrandbits(128) or 1, NO_STATE
-        context = SpanContext(
-            trace_id, span_id, is_remote=False, trace_flags=TraceFlags(flags), trace_state=state
-        )
+            trace_id, flags, state = random.getrandbits(128) or 1, self._root_flags, NO_STATE
+        context = SpanContext(trace_id, span_id, False, flags, state)
         return Recorded(self, name, context, parent, kind, attributes, links)
 
     def ended(self, span: Recorded) -> None:

@@ -90,13 +90,15 @@ class PredictionStream:
     def _append(self, records: Sequence[PredictionRecord]) -> None:
         """Append in one round trip; what is sent twice has the same event id."""
         events: list[bytes] = []
+        name = f"publish {self._stream}"
+        attributes = {names.MESSAGING_SYSTEM: "redis", names.MESSAGING_STREAM: self._stream}
         for record in records:
             parent = {telemetry.TRACEPARENT: record.origin.traceparent}
-            attributes = {names.MESSAGING_SYSTEM: "redis", names.MESSAGING_STREAM: self._stream}
-            with telemetry.span(
-                f"publish {self._stream}", attributes, kind="producer", parent=parent
-            ):
-                events.append(event_of(record).SerializeToString())
+            span = telemetry.start(
+                name, attributes, kind="producer", parent=parent, is_current=False
+            )
+            events.append(event_of(record).SerializeToString())
+            span.end()
         self._append_all(events)
 
 
