@@ -83,8 +83,8 @@ class Asking:
 async def by_grpc(server: Served, line: str, huge_line: str, times: Times) -> list[Line]:
     """Send each case some times; return the worst answer's time, that of a huge message apart.
 
-    A huge message is refused when it has come: beside it stands one of nearly its size that is
-    refused at its first byte, so that the time of sending is seen.
+    A huge message is refused for the size that it announces: what the time is spent on is the
+    caller's copy of it. Beside it stands one of nearly its size that has to come as a whole.
     """
     target = server.target("small")
     options = [("grpc.max_send_message_length", -1)]
