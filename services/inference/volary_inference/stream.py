@@ -94,11 +94,8 @@ class PredictionStream:
         attributes = {names.MESSAGING_SYSTEM: "redis", names.MESSAGING_STREAM: self._stream}
         for record in records:
             parent = {telemetry.TRACEPARENT: record.origin.traceparent}
-            span = telemetry.start(
-                name, attributes, kind="producer", parent=parent, is_current=False
-            )
-            events.append(event_of(record).SerializeToString())
-            span.end()
+            with telemetry.span(name, attributes, kind="producer", parent=parent, is_current=False):
+                events.append(event_of(record).SerializeToString())
         self._append_all(events)
 
 

@@ -132,7 +132,8 @@ def numbers_of(tensor: Tensor) -> list[float]:
     """Return the elements as doubles, in row-major order; empty for BYTES and BF16."""
     if tensor.datatype in ("BYTES", "BF16"):
         return []
-    return tensor.array.ravel().astype(np.float64).tolist()
+    array = tensor.array if tensor.array.dtype.kind == "f" else tensor.array.astype(np.float64)
+    return array.ravel().tolist()
 
 
 def _elements(raw: bytes, count: int, field: str) -> list[bytes]:

@@ -89,7 +89,7 @@ def submitted(engine: Engine, request: InferRequest, deadline_s: float) -> Infer
         names.VERSION: request.key.version,
         names.SHADOW: request.origin.is_shadow,
     }
-    with telemetry.span("infer", attributes) as span:
+    with telemetry.span("infer", attributes, is_current=False) as span:
         reply = engine.submit(request, deadline_s)
         found = reply.provenance
         span.update(
