@@ -87,6 +87,24 @@ def test_spans_arrive_with_all_that_is_known_of_them(collector: Collector, schem
     assert resource["service.instance.id"] == "2"
 
 
+def test_attributes_of_every_kind_and_length_arrive_as_they_were(collector: Collector) -> None:
+    telemetry = Telemetry("birds", endpoint=collector.address)
+    texts = {f"text {n}": "\u00fc" * n for n in (0, 16, 32, 33, 63, 64, 127, 128, 20_000)}
+    numbers = {f"number {n}": n for n in (0, 1, 1_023, 1_024, -1, 1 << 40, (1 << 63) - 1)}
+    for _ in range(2):  # the second time what was seen before is not encoded again
+        telemetry.start("all", {**texts, **numbers, "either": True}).end()
+        telemetry.start("one", {"either": 1, "text 0": "other"}).end()
+    telemetry.close()
+    spans = collector.spans()
+    values = {pair.key: pair.value for pair in spans["all"].attributes}
+    assert {key: values[key].string_value for key in texts} == texts
+    assert {key: values[key].int_value for key in numbers} == numbers
+    assert values["either"].WhichOneof("value") == "bool_value"
+    other = {pair.key: pair.value for pair in spans["one"].attributes}
+    assert other["either"].WhichOneof("value") == "int_value"
+    assert other["text 0"].string_value == "other"
+
+
 @pytest.mark.parametrize("replay_safe", [False, True])
 def test_what_encodes_its_own_spans_is_told_whose_they_are(
     collector: Collector, *, replay_safe: bool
