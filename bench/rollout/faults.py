@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from volary_workflows.rollout.messages import State
+from volary_workflows.rollout.messages import RolloutStatus, State
 
 from bench.report import header, say
 from tests.chaos.rollouts import (
@@ -99,7 +99,7 @@ class Row:
             broken=dict(calls.broken),
             problems=outcome.problems,
             again=outcome.begun_again,
-            reason=outcome.status.reason,
+            reason=_why(outcome.status),
             spent=" ".join(f"{a.state} {b.at_s - a.at_s:.1f}" for a, b in pairwise(history)),
         )
 
@@ -110,6 +110,12 @@ class Row:
             f"failed {self.failed}  attempts {self.attempts} unready {self.unready}"
         )
         return "\n  ! ".join([f"{text}\n    {self.spent}", *self.problems])
+
+
+def _why(status: RolloutStatus) -> str:
+    """Return the reason of an end, and what the judge said where it was the judge's."""
+    said = "; ".join(status.look.reasons) if status.state == State.ROLLED_BACK else ""
+    return f"{status.reason} ({said})" if said else status.reason
 
 
 async def measured(losses: Sequence[Loss], port_base: int, until_s: float) -> AsyncIterator[Row]:

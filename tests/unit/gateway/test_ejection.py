@@ -12,8 +12,10 @@ import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
+from volary_gateway.domain.evidence import NO_STATUS, Attempt
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
+from volary_gateway.handlers.access_logs import attempt_of
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.edge import INFERENCE_CLUSTER
 from volary_gateway.xds.mesh import Mesh, snapshot_of
@@ -22,6 +24,7 @@ from volary_gateway.xds.snapshot import Snapshot, resource
 from tests.unit.gateway.rig import Backend, Rig, backends_of, rig, until
 
 MODEL = ModelName("default", "flights")
+REFUSALS = 3  # one after the other eject a replica
 SELDOM_S = 30.0  # between two checks of a replica that is healthy and gets no calls
 VERSION = VersionName.of(MODEL, 1)
 
@@ -71,6 +74,11 @@ class Replicas:
         for _ in range(calls):
             assert (await self._stub.ServerLive(v2.ServerLiveRequest(), timeout=5)).live
 
+    def unmet(self) -> list[Attempt]:
+        """Return the attempts, as evidence has them, that met no replica."""
+        attempts = map(attempt_of, self.rig.logs.attempts())
+        return [each for each in attempts if each is not None and not each.has_met]
+
     def healthy_of_any(self) -> int:
         """Return how many replicas Envoy finds healthy for such calls."""
         name = f"cluster.{INFERENCE_CLUSTER}.membership_healthy"
@@ -112,6 +120,9 @@ async def test_dead_replica_is_ejected_and_comes_back_and_no_call_fails(replicas
         if is_ejected := replicas.stat("outlier_detection.ejections_active") == 1:
             break
     assert is_ejected
+    # by attempts that no process took: they say nothing of the version
+    await until(lambda: len(replicas.unmet()) >= REFUSALS)
+    assert {(each.code, each.is_first) for each in replicas.unmet()} == {(NO_STATUS, False)}
     await bad.start().server.start()
     await until(lambda: replicas.stat("outlier_detection.ejections_active") == 0)
     await until(lambda: replicas.stat("membership_healthy") == 2)

@@ -54,11 +54,12 @@ class Attempt:
     ended_us: int
     user: str = ""
     number: int = 1  # of its call; a retry is not independent of what it repeats
+    has_met: bool = True  # a replica: what no process took says nothing of the version
 
     @property
     def is_first(self) -> bool:
         """Whether it is an event of its own, which tests may use."""
-        return self.number <= 1
+        return self.number <= 1 and self.has_met
 
 
 @dataclass(slots=True)

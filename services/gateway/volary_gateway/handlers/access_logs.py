@@ -72,6 +72,7 @@ def attempt_of(entry: Entry) -> Attempt | None:
         ended_us=_ended_us(entry),
         user=headers.get("volary-user", ""),
         number=_number(entry),
+        has_met=not entry.common_properties.response_flags.upstream_connection_failure,
     )
 
 

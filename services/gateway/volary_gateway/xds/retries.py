@@ -15,6 +15,9 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from volary_gateway.xds.packing import pack, seconds
 
 RETRIES = 3
+# how often another host is drawn in place of one that has failed the call: by weights the heavier
+# of two hosts is drawn many times on end, and one that has died keeps its weight for a while
+DRAWS = 64
 # attempts after a crash follow each other at once; a replica that drains refuses its stream, one
 # that is stopped in mid-call answers CANCELLED
 RETRY_ON = "connect-failure,refused-stream,reset,unavailable,cancelled"
@@ -27,7 +30,7 @@ def retries() -> route_components_pb2.RetryPolicy:
     policy = route_components_pb2.RetryPolicy(
         retry_on=RETRY_ON,
         num_retries=UInt32Value(value=RETRIES),
-        host_selection_retry_max_attempts=RETRIES,
+        host_selection_retry_max_attempts=DRAWS,
     )
     # with a fallback: dead replicas that Envoy takes for healthy still, the last attempt passes
     # them by; without one there is but one priority

@@ -58,6 +58,14 @@ def test_retries_are_counted_and_are_no_events_of_their_own():
     assert list(counts.users.values()) == [True]
 
 
+def test_an_attempt_that_met_no_replica_is_counted_and_says_nothing_of_the_version():
+    counts = Counts()
+    counts.add(attempt(code=-1, tier="", user="ann", has_met=False))
+    counts.add(attempt(number=2, user="ann"))  # where it was tried again it is no event either
+    assert counts.outcomes == {(VARIANT, -1, ""): 1, (VARIANT, 0, "model"): 1}
+    assert [*counts.firsts, *counts.latencies, *counts.users] == []
+
+
 def test_user_is_counted_once_and_with_the_first_error():
     counts = Counts()
     counts.add(attempt(user="ann"))
