@@ -26,6 +26,7 @@ traffic = sa.Table(
     sa.Column("previous", sa.BigInteger, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("segments", JSONB, nullable=False),
+    sa.Column("audience", JSONB(none_as_null=True)),
 )
 
 desired_versions = sa.Table(

@@ -12,7 +12,15 @@ from google.rpc import error_details_pb2, status_pb2
 from inference import grpc_service_pb2 as v2
 from inference import grpc_service_pb2_grpc as v2_grpc
 from volary_gateway.domain.names import ModelName, VersionName
-from volary_gateway.domain.traffic import MissingKey, Segment, Shadow, Stickiness, Traffic, Weight
+from volary_gateway.domain.traffic import (
+    Audience,
+    MissingKey,
+    Segment,
+    Shadow,
+    Stickiness,
+    Traffic,
+    Weight,
+)
 from volary_gateway.xds import snapshot as xds
 from volary_gateway.xds.mesh import Mesh, snapshot_of
 from volary_gateway.xds.snapshot import Snapshot, resource
@@ -300,6 +308,27 @@ async def test_header_and_segment_have_a_split_of_their_own(edge: Edge):
     drawn = [s for s in edge.two.calls() if s["volary-route"].split("/")[2] == "dutch"]
     assert 62 <= len(drawn) <= 138  # 100 +- 5.4 standard deviations: wrong once in 10^7 runs
     assert edge.one.calls()[0]["volary-route"] == f"flights/r1/canary/{edge.generation}"
+
+
+async def test_split_of_an_audience_is_for_nobody_else(edge: Edge):
+    """Who is in it is drawn and counted; to everybody else production answers, uncounted."""
+    audience = Audience("x-ring", ("beta", "dev.1"))
+    sticky = Stickiness("x-user", "r1", MissingKey.BASELINE)
+    await edge.push((2, 9_999), (1, 1), audience=audience, stickiness=sticky)
+    users = [("x-user", f"user-{n}") for n in range(20)]
+    for user in users:
+        await edge.infer(metadata=(*edge.key, user))
+        await edge.infer(metadata=(*edge.key, user, ("x-ring", "betamax")))
+    await edge.infer(metadata=(*edge.key, ("x-ring", "beta")))  # of it, and of no user
+    assert len(edge.one.calls()) == 41
+    assert not edge.two.calls()
+    assert {seen["volary-version"] for seen in edge.one.calls()} == {"1"}
+    assert not any("volary-route" in seen or "volary-user" in seen for seen in edge.one.calls())
+    for user in users:
+        await edge.infer(metadata=(*edge.key, user, ("x-ring", "dev.1")))
+    drawn = edge.two.calls()
+    assert 19 <= len(drawn) <= 20  # one user in 10,000 is drawn for the other arm
+    assert {seen["volary-route"] for seen in drawn} == {f"flights/r1/canary/{edge.generation}"}
 
 
 async def users_of_candidate(edge: Edge, share: int, salt: str = "r1") -> set[str]:

@@ -353,6 +353,17 @@ async def test_segments_outlive_a_step_and_end_with_a_rollback(running: Mesh):
     assert [*after.segments] == []
 
 
+async def test_an_audience_lasts_until_the_next_write(running: Mesh):
+    audience = traffic_pb2.Audience(header="x-ring", values=["beta", "dev"])
+    written = await running.set(1, (2, 5_000), (1, 5_000), audience=audience, rollout=ROLLOUT)
+    assert written.audience == audience
+    request = traffic_service_pb2.BrakeRequest(name=f"{running.name}/traffic", version=2, weight=50)
+    braked = await running.traffic.Brake(request, metadata=running.as_service(), timeout=10)
+    assert braked.audience == audience
+    after = await running.set(3, (1, 10_000))
+    assert not after.HasField("audience")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import grpc
+from volary.gateway.v1 import traffic_pb2
 
 from tests.unit.gateway.mesh import Mesh, mesh
 from tests.unit.gateway.rig import Backend
@@ -65,7 +66,8 @@ async def _take_over(tmp_path: Path, url: str, backend: Backend) -> None:
     async with mesh(tmp_path / "first", url, [backend]) as first:
         await asyncio.wait_for(first.direct("test").channel_ready(), 60)
         await first.load(1, 2)
-        await first.set(0, (2, 1_000), (1, 9_000))
+        audience = traffic_pb2.Audience(header="x-ring", values=["beta"])
+        await first.set(0, (2, 1_000), (1, 9_000), audience=audience)
         before = await first.get()
         other = second(first, tmp_path / "second")
         other.start_gateway()
@@ -76,7 +78,7 @@ async def _take_over(tmp_path: Path, url: str, backend: Backend) -> None:
             first.kill_gateway()
             after = await other.get()
             assert after.snapshot_version == before.snapshot_version
-            assert after.generation == before.generation
+            assert (after.generation, after.audience) == (before.generation, audience)
             third = second(first, tmp_path / "third")
             third.start_gateway()
             await until_waiting(url, 1)

@@ -74,6 +74,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Audience:
+    """Callers that a split is for: whose header has one of some values."""
+
+    header: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """What serves a model since `updated_us`."""
 
@@ -91,6 +99,7 @@ class Traffic:
     production: int = 0
     previous: int = 0
     segments: tuple[Segment, ...] = ()
+    audience: Audience | None = None  # None: everybody
 
     @property
     def route(self) -> RouteName:
@@ -140,6 +149,7 @@ class Change:
     reason: str = ""
     production: int = 0
     segments: tuple[Segment, ...] | None = None  # None: as they are
+    audience: Audience | None = None
 
 
 def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int) -> Traffic:
@@ -166,6 +176,7 @@ def set_traffic(current: Traffic, change: Change, is_ready: IsReady, now_us: int
         reason=change.reason,
         updated_us=now_us,
         segments=current.segments if change.segments is None else change.segments,
+        audience=change.audience,
     )
     _require_ready(after, is_ready, production)
     return _with_production(after, production)
@@ -193,6 +204,7 @@ def roll_back(
         reason=reason,
         updated_us=now_us,
         segments=(),
+        audience=None,
     )
     _require_ready(after, is_ready, target)
     return _with_production(after, target)

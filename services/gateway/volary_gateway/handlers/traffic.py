@@ -141,6 +141,9 @@ def _change(request: traffic_service_pb2.SetTrafficRequest) -> domain.Change:
         segments=tuple(_segment(each) for each in request.segments.segments)
         if request.HasField("segments")
         else None,
+        audience=domain.Audience(request.audience.header, tuple(request.audience.values))
+        if request.HasField("audience")
+        else None,
     )
 
 
@@ -191,6 +194,9 @@ def to_proto(served: Served) -> traffic_pb2.Traffic:
     if traffic.shadow is not None:
         reply.shadow.version = traffic.shadow.version
         reply.shadow.fraction = traffic.shadow.fraction
+    if traffic.audience is not None:
+        reply.audience.header = traffic.audience.header
+        reply.audience.values.extend(traffic.audience.values)
     return reply
 
 

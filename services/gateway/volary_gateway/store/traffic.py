@@ -13,6 +13,7 @@ from volary_kit.streams import TRAFFIC_EVENTS
 
 from volary_gateway.domain.names import ModelName
 from volary_gateway.domain.traffic import (
+    Audience,
     Cause,
     MissingKey,
     Segment,
@@ -107,7 +108,16 @@ def _row(traffic: Traffic) -> dict[str, Any]:
             [s.id, s.header, list(s.values), [[w.version, w.weight] for w in s.weights]]
             for s in traffic.segments
         ],
+        "audience": _audience_row(traffic.audience),
     }
+
+
+def _audience_row(audience: Audience | None) -> list[Any] | None:
+    return None if audience is None else [audience.header, list(audience.values)]
+
+
+def _audience(row: list[Any] | None) -> Audience | None:
+    return None if row is None else Audience(row[0], tuple(row[1]))
 
 
 def _traffic(row: sa.RowMapping) -> Traffic:
@@ -130,4 +140,5 @@ def _traffic(row: sa.RowMapping) -> Traffic:
             Segment(name, header, tuple(values), tuple(Weight(*pair) for pair in weights))
             for name, header, values, weights in row["segments"]
         ),
+        audience=_audience(row["audience"]),
     )

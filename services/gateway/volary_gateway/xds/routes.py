@@ -171,16 +171,27 @@ class _Share:
 
 def _segment(traffic: Traffic, segment: Segment) -> list[Route]:
     """Return the routes of the callers whose header has one of the segment's values."""
-    alternatives = "|".join(re.escape(value) for value in segment.values)
-    matcher = route_components_pb2.HeaderMatcher(name=segment.header)
-    matcher.string_match.safe_regex.regex = alternatives
     name = str(traffic.route_of(segment))
+    matcher = _one_of(segment.header, segment.values)
     return _routes_of(traffic, _Share(name, segment.weights, (matcher,)))
 
 
 def _split(traffic: Traffic) -> list[Route]:
-    """Return the routes of everybody who is in no segment."""
-    return _routes_of(traffic, _Share(str(traffic.route), traffic.weights, brake=BRAKE))
+    """Return the routes of everybody who is in no segment: whom the split is for, and the rest."""
+    audience = traffic.audience
+    headers = (_one_of(audience.header, audience.values),) if audience else ()
+    share = _Share(str(traffic.route), traffic.weights, headers, brake=BRAKE)
+    routes = _routes_of(traffic, share)
+    if audience:
+        routes.append(_baseline(traffic, route_components_pb2.RouteMatch(prefix="/")))
+    return routes
+
+
+def _one_of(header: str, values: Iterable[str]) -> route_components_pb2.HeaderMatcher:
+    """Match callers whose header is one of the values, as a whole."""
+    matcher = route_components_pb2.HeaderMatcher(name=header)
+    matcher.string_match.safe_regex.regex = "|".join(re.escape(value) for value in values)
+    return matcher
 
 
 def _routes_of(traffic: Traffic, share: _Share) -> list[Route]:
