@@ -10,12 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from temporalio.client import (
-    Client,
-    WorkflowHandle,
-    WorkflowUpdateFailedError,
-    WorkflowUpdateRPCTimeoutOrCancelledError,
-)
+from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 from volary_kit.testing import eventually
 from volary_workflows.failpoints import DONE, HELD
@@ -30,7 +25,7 @@ from volary_workflows.rollout.messages import (
     Step,
 )
 from volary_workflows.rollout.traffic import BEGUN_AGAIN
-from volary_workflows.starting import start_rollout
+from volary_workflows.starting import start_rollout, told
 
 from tests.chaos.callers import CALLERS, Callers, Tally
 from tests.chaos.mesh import MODEL, VERSIONS, RolloutMesh, rollout_mesh
@@ -315,19 +310,8 @@ class Rollouts:
 
     async def _told(self, handle: WorkflowHandle, word: str) -> None:
         """Say a word until it is heard: Temporal or the worker may be away."""
-
-        async def is_heard() -> bool:
-            try:
-                async with asyncio.timeout(CALL_S):
-                    await handle.execute_update(word, ADA, id=word, result_type=RolloutStatus)
-            except (RPCError, TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-                return False
-            except WorkflowUpdateFailedError as error:
-                # an attempt whose answer was lost was heard; were it not, nothing would go on
-                return "FAILED_PRECONDITION" in str(error.cause)
-            return True
-
-        await eventually(is_heard, within_s=WITHIN_S, what=f"{word} heard")
+        command = replace(ADA, request_id=f"{word}-of-{handle.first_execution_run_id}")
+        await told(handle, word, command, RolloutStatus, within_s=WITHIN_S)
 
     async def _ended(self, handle: WorkflowHandle) -> RolloutStatus:
         async def ended() -> RolloutStatus | None:

@@ -24,21 +24,28 @@ PAUSE_S = 0.02  # 4 callers make at most 200 calls a second
 TELL_S = 0.25
 METRIC = "bought"
 HEADER = "user-id"
+RING, BETA, OTHERS = "x-ring", "beta", "betamax"  # a segment, and who is not of it
 SPLIT = "/split/"  # the step of an experiment that splits
 
 
 @dataclass
 class Shoppers:
-    """Call always; whoever is shown version v buys with the chance of v."""
+    """Call always; whoever is shown version v buys with the chance of v.
+
+    `met` are the versions that split by a user, `others` those of users who are not of the segment.
+    """
 
     client: AsyncClient
     model: str
     chances: dict[int, float]
     met: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    others: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._random = random.Random(7)
-        self._users = itertools.cycle(f"user-{i}" for i in range(USERS))
+        self._users = itertools.cycle(
+            (f"user-{i}", OTHERS if i % 3 == 0 else BETA) for i in range(USERS)
+        )
         self._untold: list[Outcome] = []
         self._request = self.asking(1.0)
 
@@ -65,11 +72,13 @@ class Shoppers:
 
     async def _come(self) -> None:
         while True:
-            user = next(self._users)
+            user, ring = next(self._users)
             reply = await self.client.inference.ModelInfer(
-                self._request, metadata=((HEADER, user),), timeout=30
+                self._request, metadata=((HEADER, user), (RING, ring)), timeout=30
             )
             version = int(reply.model_version)
+            if ring == OTHERS:
+                self.others.add(version)
             if SPLIT in reply.parameters["volary_route"].string_param:
                 self.met[user].add(version)
             has_bought = self._random.random() < self.chances[version]

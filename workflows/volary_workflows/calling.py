@@ -40,10 +40,11 @@ class Ended(Exception):
 
 
 class Stoppable(Protocol):
-    """What a workflow remembers of itself: its first run, and why it is to stop, if it is."""
+    """What a workflow remembers of itself: its first run, why it is to stop, what it was told."""
 
     request_seed: str
     stop: str
+    heard: list[str]
 
 
 ProgressT = TypeVar("ProgressT", bound=Stoppable)
@@ -80,6 +81,18 @@ class Calling(Generic[ProgressT]):
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRY,
         )
+
+    def _has_heard(self, word: str, request_id: str) -> bool:
+        """Say whether the request had its effect: its answer may have been lost."""
+        return bool(request_id) and f"{word}/{request_id}" in self._progress.heard
+
+    def _hear(self, word: str, request_id: str) -> bool:
+        """Return whether the request is new, and remember it."""
+        if self._has_heard(word, request_id):
+            return False
+        if request_id:
+            self._progress.heard = [*self._progress.heard, f"{word}/{request_id}"]
+        return True
 
     def _request_id(self, step: str) -> str:
         return str(uuid.uuid5(uuid.UUID(self._progress.request_seed), step))

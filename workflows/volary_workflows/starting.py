@@ -1,11 +1,17 @@
 """Start workflows and talk to them, for whoever holds a Temporal client.
 
 handle = await start_rollout(client, spec)
-await handle.execute_update("approve", Command("principals/ada"), result_type=RolloutStatus)
+await told(handle, "approve", Command("principals/ada", request_id=str(uuid4())), RolloutStatus)
 status = await handle.query("status", result_type=RolloutStatus)
 """
 
 from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 from temporalio.client import (
     Client,
@@ -13,6 +19,7 @@ from temporalio.client import (
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -29,6 +36,23 @@ from volary_workflows.identifiers import (
 from volary_workflows.retrain.messages import Retrain, RetrainStatus
 from volary_workflows.rollout.messages import Command, Rollout, RolloutSpec, RolloutStatus
 from volary_workflows.rollout.specification import SpecificationError, require_sound
+
+TELLING_S, ATTEMPT_S, AGAIN_S = 30.0, 5.0, 0.2
+LOST = frozenset(
+    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
+)
+
+
+class Told(Protocol):
+    """A status that says which requests had their effect."""
+
+    @property
+    def heard(self) -> list[str]:
+        """Return them, each as `{word}/{request_id}`."""
+        ...
+
+
+StatusT = TypeVar("StatusT", bound=Told)
 
 
 async def start_rollout(
@@ -125,12 +149,51 @@ def rollout_handle(
     )
 
 
+async def told(
+    handle: WorkflowHandle[Any, StatusT],
+    word: str,
+    command: Command,
+    status: type[StatusT],
+    *,
+    within_s: float = TELLING_S,
+) -> StatusT:
+    """Say a word to a rollout or an experiment until it is answered; it has its effect once.
+
+    It is said again while Temporal or the worker is away, for `within_s`, with the command's
+    `request_id`. Raises WorkflowUpdateFailedError when it is refused, RPCError when there is
+    nobody to hear it, and what the last attempt failed with when the time is over.
+    """
+    give_up_s = time.monotonic() + within_s
+    while True:
+        try:
+            return await handle.execute_update(
+                word,
+                command,
+                id=f"{word}/{command.request_id}" if command.request_id else None,
+                result_type=status,
+                rpc_timeout=timedelta(seconds=ATTEMPT_S),
+            )
+        except WorkflowUpdateRPCTimeoutOrCancelledError:
+            if not command.request_id or time.monotonic() > give_up_s:
+                raise
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND and command.request_id:
+                found = await handle.query("status", result_type=status)
+                if f"{word}/{command.request_id}" in found.heard:
+                    return found  # and it has ended since
+            is_lost = error.status in LOST and command.request_id
+            if not is_lost or time.monotonic() > give_up_s:
+                raise
+        await asyncio.sleep(AGAIN_S)
+
+
 async def _superseded(client: Client, workflow_id: str, spec: RolloutSpec) -> None:
     """End the running rollout, if there is one, and wait until it has turned back."""
     running = client.get_workflow_handle(workflow_id, result_type=RolloutStatus)
-    command = Command(spec.requested_by, f"superseded by version {spec.candidate}")
+    text = f"superseded by version {spec.candidate}"
+    command = Command(spec.requested_by, text, str(uuid4()))
     try:
-        await running.execute_update("supersede", command, result_type=RolloutStatus)
+        await told(running, "supersede", command, RolloutStatus)
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise

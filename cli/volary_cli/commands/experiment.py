@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import typer
 
@@ -106,9 +107,10 @@ def stop(
     async def stopped(handle: Any) -> ExperimentStatus:
         from volary_workflows.experiment.messages import ExperimentStatus
         from volary_workflows.rollout.messages import Command
+        from volary_workflows.starting import told
 
-        command = Command(session.principal, comment)
-        return await handle.execute_update("stop", command, result_type=ExperimentStatus)
+        command = Command(session.principal, comment, str(uuid4()))
+        return await told(handle, "stop", command, ExperimentStatus)
 
     _print(asyncio.run(_with_handle(session, model, stopped)), as_json=as_json)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import typer
 from rich.live import Live
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Put a version into traffic step by step.")
 Model = Annotated[str, typer.Argument(help="Model id.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why, in words.")]
+RequestId = Annotated[
+    str, typer.Option("--request-id", help="The same when said again: it has its effect once.")
+]
 app.command()(plan)
 MOST_ROWS = 1_000
 
@@ -133,60 +137,87 @@ def explain(
 
 @app.command()
 def approve(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Approve a rollout that waits for a person."""
-    _update("approve", model, comment, data_dir, as_json=as_json)
+    _update("approve", model, comment, request_id, data_dir, as_json=as_json)
 
 
 @app.command()
 def reject(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Reject a rollout that waits for a person; it ends."""
-    _update("reject", model, comment, data_dir, as_json=as_json)
+    _update("reject", model, comment, request_id, data_dir, as_json=as_json)
 
 
 @app.command()
 def pause(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Hold a rollout where it is; the guards go on watching."""
-    _update("pause", model, comment, data_dir, as_json=as_json)
+    _update("pause", model, comment, request_id, data_dir, as_json=as_json)
 
 
 @app.command()
 def resume(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Let a paused rollout go on."""
-    _update("resume", model, comment, data_dir, as_json=as_json)
+    _update("resume", model, comment, request_id, data_dir, as_json=as_json)
 
 
 @app.command("skip-step")
 def skip_step(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Go on to the next step without waiting for evidence."""
-    _update("skip_step", model, comment, data_dir, as_json=as_json)
+    _update("skip_step", model, comment, request_id, data_dir, as_json=as_json)
 
 
 @app.command()
 def abort(
-    model: Model, comment: Comment = "", data_dir: DataDir = None, as_json: AsJson = False
+    model: Model,
+    comment: Comment = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a rollout back to what served before."""
-    _update("abort", model, comment, data_dir, as_json=as_json)
+    _update("abort", model, comment, request_id, data_dir, as_json=as_json)
 
 
-def _update(name: str, model: str, comment: str, data_dir: Path | None, *, as_json: bool) -> None:
+def _update(
+    name: str, model: str, comment: str, request_id: str, data_dir: Path | None, *, as_json: bool
+) -> None:
     session = Session(data_dir)
 
     async def updated(handle: Any) -> RolloutStatus:
         from volary_workflows.rollout.messages import Command, RolloutStatus
+        from volary_workflows.starting import told
 
-        command = Command(session.principal, comment)
-        return await handle.execute_update(name, command, result_type=RolloutStatus)
+        command = Command(session.principal, comment, request_id or str(uuid4()))
+        return await told(handle, name, command, RolloutStatus)
 
     _print(asyncio.run(_with_handle(session, model, updated)), as_json=as_json)
 

@@ -174,7 +174,7 @@ def _refusals(spec: ExperimentSpec, traffic: traffic_pb2.Traffic | None) -> Iter
 
 
 def request_of(split: Split) -> traffic_service_pb2.SetTrafficRequest:
-    """Return the request of a split; callers without the sticky key are in no arm."""
+    """Return the request of a split; who is not of the segment, or has no key, is in no arm."""
     request = traffic_service_pb2.SetTrafficRequest(
         name=traffic_name(split.subject),
         expected_generation=split.expected_generation,
@@ -189,6 +189,9 @@ def request_of(split: Split) -> traffic_service_pb2.SetTrafficRequest:
         request.stickiness.header = split.sticky_by
         request.stickiness.salt = split.salt
         request.stickiness.missing_key = traffic_pb2.MISSING_KEY_BASELINE
+    if split.segment.header:
+        request.audience.header = split.segment.header
+        request.audience.values.extend(split.segment.values)
     return request
 
 

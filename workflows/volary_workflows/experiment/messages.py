@@ -56,6 +56,14 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Callers whose request header has one of some values; no header: everybody."""
+
+    header: str = ""
+    values: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class ExperimentSpec:
     """One experiment, whole.
 
@@ -63,7 +71,8 @@ class ExperimentSpec:
     no header every call is drawn by itself. `salt` decides who gets what: empty draws anew.
     `min_effect` is in units of the metric. Nothing is concluded before `min_duration_s` has
     passed; `max_duration_s` ends it whatever is known. At most one experiment of a `group` runs
-    at a time. `guard` stops an arm whose calls fail; its alpha is shared by the treatments.
+    at a time. `guard` stops an arm whose calls fail; its alpha is shared by the treatments. Of a
+    `segment`, whoever is not in it is in no arm: production answers, and nobody counts that.
     """
 
     name: str
@@ -84,6 +93,7 @@ class ExperimentSpec:
     guard: Guard = field(default_factory=Guard)
     reason: str = ""
     requested_by: str = ""
+    segment: Segment = field(default_factory=Segment)
 
     @property
     def production(self) -> Arm:
@@ -153,6 +163,7 @@ class Progress:
     looks: int = 0
     look: ExperimentLook = field(default_factory=ExperimentLook)
     history: list[Change] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,3 +192,4 @@ class ExperimentStatus:
     ends_s: float
     look: ExperimentLook
     history: list[Change]
+    heard: list[str] = field(default_factory=list)

@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 
 from volary_workflows.declared import SpecificationError
-from volary_workflows.experiment.messages import RECORDED, TRUTH, Arm, ExperimentSpec
+from volary_workflows.experiment.messages import RECORDED, TRUTH, Arm, ExperimentSpec, Segment
 from volary_workflows.judge.inputs import ERROR_RATE
 from volary_workflows.rollout.messages import WHOLE
 from volary_workflows.rollout.soundness import HEADER, ID, METRIC
 
 LONGEST_S = 90 * 86_400.0
 MOST_ARMS = 8
+MOST_VALUES, LONGEST_VALUE = 64, 128  # of a segment, as gateway takes them
 MOST_LOOKS = 20_000  # of a chain of runs, which hold 200 each
 MOST_LOOKS_OF_ONE_RUN = 400  # each is a dozen events of a history that may hold tens of thousands
 TRUTH_METRICS = ("accuracy", "brier")
+SEGMENT_HEADER = re.compile(r"[a-z][a-z0-9-]{0,63}")
 SALT = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 GROUP = re.compile(r"([a-z][a-z0-9-]{0,62})?")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")  # its id must fit into 64 characters beside the model's
@@ -44,10 +46,24 @@ def _problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     yield from _time_problems(spec)
     if not HEADER.fullmatch(spec.sticky_by):
         yield "sticky_by", "must be the name of a request header, in lower case"
+    yield from _segment_problems(spec.segment)
     if not SALT.fullmatch(spec.salt):
         yield "salt", "must be at most 64 letters, digits, _, . and -"
     if not GROUP.fullmatch(spec.group):
         yield "group", "must be an id"
+
+
+def _segment_problems(segment: Segment) -> Iterator[tuple[str, str]]:
+    values = segment.values
+    if not segment.header:
+        if values:
+            yield "segment.header", "must be the name of a request header"
+        return
+    if not SEGMENT_HEADER.fullmatch(segment.header):
+        yield "segment.header", "must be the name of a request header, in lower case"
+    is_each_sound = all(0 < len(value) <= LONGEST_VALUE for value in values)
+    if not 0 < len(values) <= MOST_VALUES or len(set(values)) != len(values) or not is_each_sound:
+        yield "segment.values", f"must be 1 to {MOST_VALUES} different texts"
 
 
 def _arm_problems(arms: list[Arm], control: str) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from volary_workflows.declared import Reader, SpecificationError
-from volary_workflows.experiment.messages import RECORDED, Arm, ExperimentSpec, Metric
+from volary_workflows.experiment.messages import (
+    RECORDED,
+    Arm,
+    ExperimentSpec,
+    Metric,
+    Segment,
+)
 from volary_workflows.experiment.soundness import require_sound
 from volary_workflows.judge.inputs import Guard
 from volary_workflows.rollout.messages import WHOLE
@@ -15,7 +21,7 @@ __all__ = ["SpecificationError", "read_experiment", "require_sound"]
 
 KNOWN = {
     "model", "arms", "control", "metric", "sticky_by", "salt", "alpha", "alpha_of_ratio",
-    "min_effect", "min_duration", "max_duration", "poll", "group", "guard",
+    "min_effect", "min_duration", "max_duration", "poll", "group", "guard", "segment",
 }  # fmt: skip
 GUARD_NUMBERS = ("alpha", "margin", "ceiling", "min_effect")
 
@@ -46,6 +52,7 @@ def read_experiment(
         poll_s=reader.seconds(document.get("poll", 0), "poll"),
         group=str(document.get("group", "")),
         guard=reader.guard(document.get("guard", {})),
+        segment=reader.segment(document["segment"]) if "segment" in document else Segment(),
         **more,
     )
     require_sound(spec, reader.problems)
@@ -90,3 +97,15 @@ class _Reader(Reader):
             name: self.share(row[name], f"guard.{name}") for name in GUARD_NUMBERS if name in row
         }
         return Guard(**numbers)
+
+    def segment(self, row: Any) -> Segment:
+        text = "must be an object with a header and its values"
+        if not isinstance(row, Mapping) or not row.get("header"):
+            self.problems["segment"] = text
+            return Segment()
+        self.only(row, {"header", "values"}, "segment.")
+        values = row.get("values")
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            self.problems["segment.values"] = "must be a list of texts"
+            values = []
+        return Segment(str(row["header"]), values)

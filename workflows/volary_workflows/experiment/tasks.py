@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from volary_workflows.experiment.messages import Arm, ExperimentSpec
+from volary_workflows.experiment.messages import Arm, ExperimentSpec, Segment
 from volary_workflows.rollout.tasks import Subject
 
 
@@ -19,7 +19,7 @@ class Preflight:
 
 @dataclass(frozen=True)
 class Split:
-    """A write of traffic: the shares of these arms, the control last."""
+    """A write of traffic: the shares of these arms, the control last, for whom it is."""
 
     subject: Subject
     arms: list[Arm]
@@ -30,6 +30,7 @@ class Split:
     sticky_by: str
     salt: str
     reason: str
+    segment: Segment = field(default_factory=Segment)
 
 
 @dataclass(frozen=True)

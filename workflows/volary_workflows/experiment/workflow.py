@@ -23,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         ExperimentSpec,
         ExperimentStatus,
         Progress,
+        Segment,
         State,
     )
     from volary_workflows.experiment.naming import experiment_id
@@ -93,17 +94,21 @@ class ExperimentWorkflow(Calling[Progress]):
             ends_s=began_s + spec.max_duration_s if began_s else 0.0,
             look=progress.look,
             history=progress.history,
+            heard=progress.heard,
         )
 
     @workflow.update
     def stop(self, command: Command) -> ExperimentStatus:
         """Give the traffic back, take a last look, and end."""
         who = command.principal or "somebody"
-        self._progress.stop = command.comment or f"stopped by {who}"
+        if self._hear("stop", command.request_id):
+            self._progress.stop = command.comment or f"stopped by {who}"
         return self.status()
 
     @stop.validator
-    def _may_stop(self, command: Command) -> None:  # noqa: ARG002
+    def _may_stop(self, command: Command) -> None:
+        if self._has_heard("stop", command.request_id):
+            return
         if self._progress.state in (State.RETURNING, State.CONCLUDED, State.STOPPED, State.FAILED):
             raise ApplicationError(
                 f"the experiment is {self._progress.state}", type="FAILED_PRECONDITION"
@@ -229,6 +234,7 @@ class ExperimentWorkflow(Calling[Progress]):
             sticky_by=spec.sticky_by if len(arms) > 1 else "",
             salt=spec.salt or progress.experiment[-64:],
             reason=spec.reason or f"experiment {spec.name}",
+            segment=spec.segment if len(arms) > 1 else Segment(),
         )
 
     async def _explain_fence(self) -> None:

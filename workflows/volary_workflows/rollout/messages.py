@@ -233,6 +233,7 @@ class Progress:
     held_s: float = 0.0
     shadow_diff: ShadowDiff | None = None
     began_us: int = 0  # which of the model's rollouts it is: a later one has a higher number
+    heard: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutStatus:
-    """The answer of the query `status`, and the workflow's result."""
+    """The answer of the query `status`, and the workflow's result.
+
+    `heard` are the requests that had their effect, each as `{word}/{request_id}`.
+    """
 
     rollout: str
     model: str
@@ -269,11 +273,17 @@ class RolloutStatus:
     approvals: list[Approved] = field(default_factory=list)
     rejection: Approved | None = None
     shadow_diff: ShadowDiff | None = None
+    heard: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a person asks of a rollout by an update."""
+    """What a person asks of a rollout by an update.
+
+    Whoever cannot tell whether it was heard says it again with the same `request_id`: it has its
+    effect once and is answered as the first time, whatever state that has led to.
+    """
 
     principal: str = ""
     comment: str = ""
+    request_id: str = ""

@@ -20,8 +20,8 @@ from volary_kit.channels import Channels
 from volary_kit.errors import Unavailable
 from volary_kit.outgoing.dress import MeshDress
 from volary_kit.webhooks import Webhooks
-from volary_workflows.experiment.activities import ExperimentActivities
-from volary_workflows.experiment.messages import Arm, Metric
+from volary_workflows.experiment.activities import ExperimentActivities, request_of
+from volary_workflows.experiment.messages import Arm, Metric, Segment
 from volary_workflows.experiment.tasks import ExperimentTask, Split
 from volary_workflows.rollout.activities import RolloutActivities
 from volary_workflows.rollout.explaining import explanation_of
@@ -153,6 +153,9 @@ async def test_a_split_is_salted_fenced_and_keeps_callers_without_a_key_out():
         ID,
     )
     assert sent.stickiness.missing_key == traffic_pb2.MISSING_KEY_BASELINE
+    assert not sent.HasField("audience")
+    of_some = request_of(replace(split, segment=Segment("x-ring", ["beta"])))
+    assert of_some.audience == traffic_pb2.Audience(header="x-ring", values=["beta"])
 
 
 async def test_a_winner_is_stored_once_with_inputs_that_give_it_again():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from volary_kit.errors import InvalidArgument
-from volary_workflows.experiment.messages import Arm, Metric
+from volary_workflows.experiment.messages import Arm, Metric, Segment
 from volary_workflows.experiment.specification import (
     SpecificationError,
     read_experiment,
@@ -31,6 +31,7 @@ DECLARED = {
     "max_duration": "14d",
     "group": "checkout",
     "guard": {"alpha": "1%", "ceiling": "2%"},
+    "segment": {"header": "x-ring", "values": ["beta", "dev"]},
 }
 
 
@@ -44,6 +45,7 @@ def test_a_declaration_is_read_whole():
     assert spec.metric == Metric("basket_value", upper=250.0, expected=30.0)
     assert (spec.max_duration_s, spec.min_effect, spec.group) == (14 * 86_400.0, 1.5, "checkout")
     assert (spec.guard.alpha, spec.guard.ceiling) == (0.01, 0.02)
+    assert spec.segment == Segment("x-ring", ["beta", "dev"])
     assert (spec.production.version, [arm.name for arm in spec.treatments]) == (1, ["bold"])
 
 
@@ -78,6 +80,12 @@ WRONG = [
     ({"poll_s": 1.0}, "poll"),
     ({"sticky_by": "User Id"}, "sticky_by"),
     ({"salt": "pepper!"}, "salt"),
+    ({"segment": Segment("X Ring", ["beta"])}, "segment.header"),
+    ({"segment": Segment("", ["beta"])}, "segment.header"),
+    ({"segment": Segment("x-ring")}, "segment.values"),
+    ({"segment": Segment("x-ring", ["beta", "beta"])}, "segment.values"),
+    ({"segment": Segment("x-ring", [""])}, "segment.values"),
+    ({"segment": Segment("x-ring", [str(i) for i in range(65)])}, "segment.values"),
     ({"group": "A/B"}, "group"),
 ]
 
@@ -107,6 +115,10 @@ async def test_a_wrong_wish_starts_nothing(time_skipping):
         ({"guard": {"kind": "quality"}}, "guard.kind"),
         ({"max_duration": "soon"}, "max_duration"),
         ({"steps": []}, "steps"),
+        ({"segment": "beta"}, "segment"),
+        ({"segment": {"values": ["beta"]}}, "segment"),
+        ({"segment": {"header": "x-ring", "values": [1]}}, "segment.values"),
+        ({"segment": {"header": "x-ring", "values": ["beta"], "share": "5%"}}, "segment.share"),
     ],
 )
 def test_a_wrong_declaration_is_named(change, field):

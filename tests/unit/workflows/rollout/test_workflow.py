@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.service import RPCError
 from volary_workflows.rollout.messages import (
     ApprovalPolicy,
     Command,
@@ -18,6 +19,7 @@ from volary_workflows.rollout.messages import (
     TrafficStep,
     Transition,
 )
+from volary_workflows.starting import told
 
 from .world import (
     BAD,
@@ -199,6 +201,38 @@ async def test_a_pause_holds_the_weight_and_resume_lets_it_go_on(time_skipping):
         await updated(handle, "resume")
         status = await handle.result()
     assert status.state == "PROMOTED"
+
+
+async def test_a_request_said_again_is_answered_and_has_its_effect_once(time_skipping):
+    """Its answer was lost, whatever it has led to since; one of another key is another request."""
+
+    def asked(key: str) -> Command:
+        return replace(ADA, request_id=key)
+
+    world = World(looks={"canary": UNSURE})
+    spec = replace(MANUAL, max_extensions=10_000)
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, spec)
+        with time_skipping.auto_time_skipping_disabled():
+            await reached(handle, "AWAITING_APPROVAL")
+            await updated(handle, "approve", asked("a"))
+            await reached(handle, "SHADOW")
+            assert len((await updated(handle, "approve", asked("a"))).approvals) == 1
+            with pytest.raises(WorkflowUpdateFailedError):
+                await updated(handle, "approve", asked("b"))
+            assert (await updated(handle, "pause", asked("a"))).paused
+            assert not (await updated(handle, "resume", asked("a"))).paused
+            assert not (await updated(handle, "pause", asked("a"))).paused
+            assert not (await updated(handle, "resume", asked("a"))).paused
+            with pytest.raises(WorkflowUpdateFailedError):
+                await updated(handle, "resume", asked("b"))
+            await told(handle, "abort", asked("a"), RolloutStatus)
+            status = await handle.result()
+            again = await told(handle, "abort", asked("a"), RolloutStatus)
+            with pytest.raises(RPCError):
+                await told(handle, "abort", asked("b"), RolloutStatus)
+    assert status.state == "ABORTED"
+    assert again.heard == status.heard == ["approve/a", "pause/a", "resume/a", "abort/a"]
 
 
 async def test_a_paused_rollout_is_still_rolled_back(time_skipping):
