@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +227,12 @@ class RolloutMesh:
             return (await client.registry.GetModelVersion(request)).digest
 
 
-async def registered(client: AsyncClient, model: str, serving: str = "") -> None:
+async def registered(
+    client: AsyncClient,
+    model: str,
+    serving: str = "",
+    graph: Callable[[int, float], bytes] = sigmoid_sum,
+) -> None:
     """Register a model and two versions of it, which differ by their bias."""
     attachments: dict[str, str] = {}
     if serving:
@@ -241,9 +246,7 @@ async def registered(client: AsyncClient, model: str, serving: str = "") -> None
     rows = [model_pb2.TensorSpec(name="features", datatype="FP32", shape=[-1, WIDTH])]
     answers = [model_pb2.TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])]
     for version in VERSIONS:
-        artifact = await client.upload(
-            sigmoid_sum(WIDTH, 0.1 * version), model_pb2.ARTIFACT_KIND_ONNX
-        )
+        artifact = await client.upload(graph(WIDTH, 0.1 * version), model_pb2.ARTIFACT_KIND_ONNX)
         await client.registry.CreateModelVersion(
             registry_service_pb2.CreateModelVersionRequest(
                 parent=f"{PARENT}/models/{model}",

@@ -22,6 +22,8 @@ from volary_cli.launcher.engines import (
     free_port,
     running,
 )
+from volary_cli.launcher.folder import MeshFolder
+from volary_client import AsyncClient
 
 from tests.unit.receiver import Receiver, receiving
 
@@ -29,6 +31,13 @@ PORT_BASE = 18_800
 ROOT = Path(__file__).parents[2]
 PASSWORD = "elsewhere"
 SECRET = "between us"
+REPLICAS = 2
+SCALING = {  # no wait of a small model is as long for as long, on a busy machine neither
+    "VOLARY_SCALE_HIGH_MS": "25",
+    "VOLARY_SCALE_LOW_MS": "10",
+    "VOLARY_SCALE_RISE_S": "2",
+    "VOLARY_SCALE_FALL_S": "3",
+}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -53,6 +62,19 @@ class WholeMesh:
         done = await self.volary(*words, "--json")
         assert done.returncode == 0, done.stderr[-4_000:]
         return json.loads(done.stdout)
+
+    async def rolled_out(self, model: str, version: int, declared: Path) -> dict[str, Any]:
+        """Roll a version out as a folder declares it; return how it ended."""
+        await self.told("rollout", "start", model, "-c", str(version), "-p", str(declared))
+        done = await self.volary("rollout", "watch", model, "--json")
+        assert done.returncode in (0, 5), done.stderr[-4_000:]
+        return json.loads(done.stdout)
+
+    def health(self, component: str) -> str:
+        """Return how a process of it is, empty when there is none of that name."""
+        state = MeshFolder(self.folder).read_state() or {}
+        rows = state.get("status", {}).get("components", [])
+        return next((row["health"] for row in rows if row["name"] == component), "")
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +113,11 @@ async def whole_mesh(
     env = elsewhere | {
         "VOLARY_MONITOR_WEBHOOK_ORIGINS": json.dumps([receiver.origin]),
         "VOLARY_MONITOR_WEBHOOK_SECRET": SECRET,
+        **SCALING,
     }
     mesh = WholeMesh(tmp_path_factory.mktemp("whole") / "mesh", env)
-    up = await mesh.volary("up", "--detach", "--port-base", str(PORT_BASE), timeout_s=200)
+    ports, most = ("--port-base", str(PORT_BASE)), ("--max-replicas", str(REPLICAS + 1))
+    up = await mesh.volary("up", "--detach", *ports, *most, timeout_s=200)
     try:
         assert up.returncode == 0, up.stderr[-4_000:]
         yield mesh
@@ -103,3 +127,11 @@ async def whole_mesh(
     connection = await asyncpg.connect(elsewhere["VOLARY_POSTGRES_URL"])
     assert await connection.fetchval("SELECT count(*) FROM registry.models") > 0
     await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def client(whole_mesh: WholeMesh) -> AsyncIterator[AsyncClient]:
+    """Whoever has the mesh's own key, through Envoy."""
+    status = await whole_mesh.told("status")
+    async with AsyncClient(status["gateway"], status["api_key"], timeout_s=30) as client:
+        yield client

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +22,7 @@ from volary_kit.webhooks import SIGNATURE, is_signed
 
 from tests.chaos.mesh import registered
 from tests.end_to_end.conftest import SECRET, WholeMesh
-from tests.end_to_end.shoppers import HEADER, METRIC, USERS, Shoppers
+from tests.end_to_end.shoppers import BETA, HEADER, METRIC, RING, USERS, Shoppers
 from tests.unit.receiver import Receiver
 
 MODEL = "shop"
@@ -43,6 +42,7 @@ EXPERIMENT = {
         "control": "today",
         "metric": {"name": METRIC, "range": [0, 1], "expected": 0.5},
         "sticky_by": HEADER,
+        "segment": {"header": RING, "values": [BETA]},
         "min_effect": 0.1,
         "min_duration": "2s",
         "max_duration": "120s",
@@ -83,31 +83,16 @@ async def declared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def client(whole_mesh: WholeMesh) -> AsyncIterator[AsyncClient]:
-    status = await whole_mesh.told("status")
-    async with AsyncClient(status["gateway"], status["api_key"], timeout_s=30) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 async def shoppers(
     whole_mesh: WholeMesh, client: AsyncClient, declared: Path
 ) -> AsyncIterator[Shoppers]:
     """Users of a model whose first version is in production."""
     await registered(client, MODEL, json.dumps({"bands": BANDS}))
-    first = await rolled_out(whole_mesh, declared, DULL)
+    first = await whole_mesh.rolled_out(MODEL, DULL, declared)
     assert first["state"] == "PROMOTED", first
     found = Shoppers(client, MODEL, {DULL: SELDOM, BOLD: OFTEN})
     async with found.coming():
         yield found
-
-
-async def rolled_out(mesh: WholeMesh, declared: Path, version: int) -> dict[str, Any]:
-    """Roll a version out by the command; return how it ended."""
-    await mesh.told("rollout", "start", MODEL, "-c", str(version), "-p", str(declared))
-    done = await mesh.volary("rollout", "watch", MODEL, "--json", timeout_s=WITHIN_S)
-    assert done.returncode in (0, 5), done.stderr[-4_000:]
-    return json.loads(done.stdout)
 
 
 async def answering(client: AsyncClient) -> list[tuple[int, int]]:
@@ -132,7 +117,9 @@ async def test_an_experiment_finds_what_users_like_better_and_gives_the_traffic_
                 break
     look = found["look"]
     assert (found["state"], look["verdict"], look["winner"]) == ("CONCLUDED", "WINNER", "bold")
-    assert 50 < sum(arm["units"] for arm in look["arms"]) <= USERS
+    assert 50 < sum(arm["units"] for arm in look["arms"]) <= USERS * 2 // 3
+    assert shoppers.others == {DULL}
+    assert len(shoppers.met) <= USERS * 2 // 3
     assert all(len(versions) == 1 for versions in shoppers.met.values())
     assert await answering(client) == [(DULL, 10_000)]
     listed = await whole_mesh.told("experiment", "list")
@@ -147,13 +134,13 @@ async def test_a_version_by_which_users_buy_less_goes_back_and_one_by_which_more
     whole_mesh: WholeMesh, client: AsyncClient, shoppers: Shoppers, declared: Path
 ) -> None:
     shoppers.chances.update({DULL: OFTEN, BOLD: SELDOM})
-    worse = await rolled_out(whole_mesh, declared, BOLD)
+    worse = await whole_mesh.rolled_out(MODEL, BOLD, declared)
     assert worse["state"] == "ROLLED_BACK", worse
     assert worse["reason"].startswith("CANDIDATE_WORSE")  # whether or not a record is on its way
     assert any(METRIC in reason for reason in worse["look"]["reasons"]), worse["look"]
     assert await answering(client) == [(DULL, 10_000)]
     shoppers.chances.update({DULL: SELDOM, BOLD: OFTEN})
-    better = await rolled_out(whole_mesh, declared, BOLD)
+    better = await whole_mesh.rolled_out(MODEL, BOLD, declared)
     assert (better["state"], better["baseline"]) == ("PROMOTED", DULL), better
     assert await answering(client) == [(BOLD, 10_000)]
     explained = await whole_mesh.volary("rollout", "explain", worse["rollout"])

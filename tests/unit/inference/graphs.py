@@ -39,6 +39,33 @@ def sigmoid_sum(width: int = 3, bias: float = 0.0) -> bytes:
     return model_of(nodes, inputs, outputs, [weights, offset]).SerializeToString()
 
 
+def slow_sum(width: int = 3, bias: float = 0.0, rounds: int = 40_000) -> bytes:
+    """Take some 2 us of a processor a round, for however many rows, before it is a probability."""
+    weights = numpy_helper.from_array(np.ones((width, 1), np.float32), "w")
+    offset = numpy_helper.from_array(np.array([bias], np.float32), "b")
+    number = numpy_helper.from_array(np.array(rounds, np.int64), "rounds")
+    true = numpy_helper.from_array(np.array(True), "true")
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Tanh", ["v"], ["x"])],
+        "body",
+        [
+            value("i", [], TensorProto.INT64),
+            value("go", [], TensorProto.BOOL),
+            value("v", [None, 1]),
+        ],
+        [value("go_on", [], TensorProto.BOOL), value("x", [None, 1])],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["features", "w"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["t"]),
+        helper.make_node("Loop", ["rounds", "true", "t"], ["u"], body=body),
+        helper.make_node("Sigmoid", ["u"], ["probability"]),
+    ]
+    inputs, outputs = [value("features", [None, width])], [value("probability", [None, 1])]
+    initializers = [weights, offset, number, true]
+    return model_of(nodes, inputs, outputs, initializers).SerializeToString()
+
+
 def identity(kind: int, shape: list[int | None]) -> bytes:
     node = helper.make_node("Identity", ["x"], ["y"])
     return model_of(
