@@ -32,6 +32,7 @@ def shown(found: ExperimentStatus) -> Group:
     codes = ", ".join(look.reason_codes)
     rows = (
         ("experiment", f"{found.name} on {found.model}, by {found.metric}"),
+        ("among", _among(found)),
         ("id", found.experiment),
         ("state", f"[bold]{found.state}[/]  {found.reason}"),
         ("ends", _time(found.ends_s) if found.ends_s else ""),
@@ -56,6 +57,11 @@ def reported(found: Evaluation, again: Explanation) -> Group:
     table.add_row("again", f"{mark}  judged by {again.judge}")
     reasons = [Text(reason) for reason in found.reasons]  # `[low, high]` is no markup
     return Group(table, *reasons)
+
+
+def _among(found: ExperimentStatus) -> str:
+    segment = found.segment
+    return f"{segment.header}: {', '.join(segment.values)}" if segment.header else ""
 
 
 def _arms(found: ExperimentStatus) -> Table:

@@ -33,6 +33,7 @@ spec:
   control: today
   metric: {{ name: basket_value, range: [0, 100] }}
   sticky_by: user-id
+  segment: {{ header: x-ring, values: [beta, dev] }}
   max_duration: 60s
 """
 
@@ -80,7 +81,7 @@ async def test_an_experiment_is_started_shown_listed_and_stopped(volary, tmp_pat
     second = await volary("start", declared(tmp_path))
     assert isinstance(second.exception, AlreadyExists)
     shown = await volary("status", "told")
-    for word in ("bolder on told, by basket_value", "RUNNING", "control", "50 %"):
+    for word in ("bolder on told, by basket_value", "x-ring: beta, dev", "RUNNING", "50 %"):
         assert word in shown.stdout
     stopped = await volary("stop", "told", "-m", "the sale begins")
     assert stopped.exit_code == Exit.OK, stopped.output

@@ -211,6 +211,24 @@ async def test_shadow_is_counted_apart(running: Mesh, backends: list[Backend]):
     assert counts(evidence, shadow=True) == {2: 40}
 
 
+async def test_a_copy_is_made_once_though_a_call_is_tried_again(
+    running: Mesh, backends: list[Backend]
+):
+    shadow = traffic_pb2.Shadow(version=2, fraction=10_000)
+    await running.set(1, (1, 10_000), shadow=shadow, rollout=ROLLOUT, step="shadow")
+    await until(lambda: healthy(running, 1) == healthy(running, 2) == 2)
+    backends[0].fail = grpc.StatusCode.UNAVAILABLE
+    client = Client(running)
+    while len(pairs(backends)) < 4 or len(backends[0].calls()) < 10:
+        await client.infer()
+    calls = len([seen for seen in backends[1].calls() if seen["volary-version"] == "1"])
+    await until(lambda: served(backends)[2] >= calls)
+    evidence = await running.counted("r1", served(backends).total())
+    assert counts(evidence, shadow=True) == {2: calls}
+    copies = [o for v in evidence.variants if v.shadow for o in v.outcomes]
+    assert sum(o.first_attempts for o in copies) == calls
+
+
 async def test_users_of_a_sticky_split_are_counted_once(running: Mesh):
     sticky = traffic_pb2.Stickiness(header="x-user", salt="r1")
     await running.set(1, (2, 5_000), (1, 5_000), stickiness=sticky, rollout=ROLLOUT, step="canary")

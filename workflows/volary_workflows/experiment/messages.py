@@ -193,3 +193,4 @@ class ExperimentStatus:
     look: ExperimentLook
     history: list[Change]
     heard: list[str] = field(default_factory=list)
+    segment: Segment = field(default_factory=Segment)

@@ -95,6 +95,7 @@ class ExperimentWorkflow(Calling[Progress]):
             look=progress.look,
             history=progress.history,
             heard=progress.heard,
+            segment=spec.segment,
         )
 
     @workflow.update

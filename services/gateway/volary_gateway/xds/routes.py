@@ -274,10 +274,18 @@ def _hash(sticky: Stickiness) -> RouteAction.HashPolicy:
 
 
 def _mirror(traffic: Traffic) -> RouteAction.RequestMirrorPolicy:
-    """Copy a share of the calls under the shadow's own version, not under the primary's."""
+    """Copy a share of the calls under the shadow's own version, not under the primary's.
+
+    A copy is made once: Envoy does not number its attempts, so one made again would be counted as
+    a call of its own, and nobody waits for its answer.
+    """
     assert traffic.shadow is not None
     version = VersionName.of(traffic.model, traffic.shadow.version)
-    headers = {"volary-version": str(version.version), "volary-shadow": "true"}
+    headers = {
+        "volary-version": str(version.version),
+        "volary-shadow": "true",
+        "x-envoy-max-retries": "0",
+    }
     policy = RouteAction.RequestMirrorPolicy(
         cluster=version.cluster,
         disable_shadow_host_suffix_append=True,
