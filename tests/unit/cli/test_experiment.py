@@ -81,7 +81,7 @@ async def test_an_experiment_is_started_shown_listed_and_stopped(volary, tmp_pat
     second = await volary("start", declared(tmp_path))
     assert isinstance(second.exception, AlreadyExists)
     shown = await volary("status", "told")
-    for word in ("bolder on told, by basket_value", "x-ring: beta, dev", "RUNNING", "50 %"):
+    for word in ("bolder on told, by basket_value", "x-ring: beta, dev", "control", "50 %"):
         assert word in shown.stdout
     stopped = await volary("stop", "told", "-m", "the sale begins")
     assert stopped.exit_code == Exit.OK, stopped.output
