@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from volary_cli.launcher.component import Component, Condition, Health, levels
@@ -76,7 +77,12 @@ class Supervisor:
             self._failure.exception()  # was told when it was raised
 
     async def add(self, component: Component) -> None:
-        """Start one more component; what it needs runs already, and it is stopped first."""
+        """Start one more component, which is stopped first.
+
+        What it needs runs already, here or, as an engine of somebody else's, elsewhere.
+        """
+        needs = tuple(name for name in component.needs if name in self.conditions)
+        component = replace(component, needs=needs)
         condition = Condition(component)
         self._layers.append([component])
         self.conditions[component.name] = condition

@@ -105,7 +105,7 @@ async def test_starts_what_is_needed_first_and_stops_it_last(stage: Stage) -> No
 async def test_component_joins_and_leaves_while_others_run(stage: Stage) -> None:
     supervisor = stage.supervisor(stage.component("a"))
     await supervisor.start()
-    await supervisor.add(stage.component("b", "a"))
+    await supervisor.add(stage.component("b", "a", "somebody else's"))
     await until(lambda: supervisor.conditions["b"].health is Health.READY)
     await supervisor.remove("b")
     assert list(supervisor.conditions) == ["a"]
