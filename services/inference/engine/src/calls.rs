@@ -28,7 +28,7 @@ use crate::overload::{Overload, FULL, LATE};
 use crate::plane::{Loaded, Method, Plane};
 use crate::queue::NoRoom;
 use crate::records::{now_ns, Origin, Prediction, Span, Trace, Value};
-use crate::replies::{decision, reply_of};
+use crate::replies::reply_of;
 use crate::stream;
 use crate::upstream::Refused;
 use crate::version::Part;
@@ -285,10 +285,9 @@ impl Running {
                     |index: &usize| (specs[*index].datatype, part.outputs[*index].data.clone());
                 asked.outputs.iter().map(of).collect()
             };
-            let decided = part.and_then(|part| decision(&asked, &part.outputs));
             Prediction {
                 about: asked.loaded.about.clone(),
-                decided: decided.cloned(),
+                decided: answered.and_then(|answered| answered.decided.clone()),
                 origin,
                 tier: if part.is_some() { "model" } else { "none" },
                 subject: asked.subject,

@@ -162,11 +162,11 @@ mod tests {
             queued: Duration::from_micros(3),
             batch_size: 300,
             code: 8,
-            decided: Some(Band {
+            decided: Some(Arc::new(Band {
                 below: None,
                 code: "HIGH".into(),
                 action: "ask".into(),
-            }),
+            })),
         }
     }
 

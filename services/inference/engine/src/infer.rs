@@ -11,6 +11,7 @@ use crate::calibration::Calibration;
 use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
 use crate::contract::inference::{InferParameter, ModelInferRequest};
 use crate::contract::{Code, Refusal};
+use crate::decisions::Band;
 use crate::plane::{Loaded, Table};
 use crate::queue::{NoRoom, LAST, NORMAL};
 use crate::tensors::{elements_of, Datatype};
@@ -43,6 +44,8 @@ pub struct Asked {
 pub struct Answered {
     pub part: Part,
     pub confidence: Option<f64>,
+    /// What its score means, where that is declared.
+    pub decided: Option<Arc<Band>>,
 }
 
 pub enum Outcome {
@@ -298,7 +301,26 @@ pub fn answered(asked: &Asked, part: Part) -> Option<Answered> {
             };
         }
     }
-    Some(Answered { part, confidence })
+    let decided = decided(asked, &part.outputs).cloned();
+    Some(Answered {
+        part,
+        confidence,
+        decided,
+    })
+}
+
+/// The band of the score of a single row, where bands are declared.
+fn decided<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Arc<Band>> {
+    let bands = asked.loaded.version.bands.get()?;
+    let index = *asked.outputs.first()?;
+    let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
+    if !is_one_a_row(array) || !spec.datatype.is_float() {
+        return None;
+    }
+    match spec.datatype.numbers(&array.data)[..] {
+        [score] => Some(bands.of(score)),
+        _ => None,
+    }
 }
 
 fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f64> {
@@ -312,8 +334,11 @@ fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f
 
 /// Only an output named `probability` with one value a row states a confidence.
 fn states_confidence(spec: &Spec, array: &Array) -> bool {
-    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
-    spec.name == PROBABILITY && is_one_a_row && spec.datatype.is_float()
+    spec.name == PROBABILITY && is_one_a_row(array) && spec.datatype.is_float()
+}
+
+fn is_one_a_row(array: &Array) -> bool {
+    array.shape.len() == 1 || array.shape[1..] == [1]
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use prost::encoding::{encode_key, encode_varint, WireType};
 use prost::Message;
 
-use crate::decisions::Band;
 use crate::fields::{bytes, double, integer, nested, text};
 use crate::infer::{Answered, Asked};
 use crate::records::Origin;
@@ -118,24 +117,9 @@ fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Or
         let is_true = |out: &mut Vec<u8>| integer(out, parameter::BOOL, 1);
         parameter(out, "volary_calibrated", is_true);
     }
-    if let Some(band) = decision(asked, &part.outputs) {
+    if let Some(band) = &answered.decided {
         word(out, "volary_reason_codes", &band.code);
         word(out, "volary_action", &band.action);
-    }
-}
-
-/// The band of the score of a single row, where bands are declared.
-pub fn decision<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Band> {
-    let bands = asked.loaded.version.bands.get()?;
-    let index = *asked.outputs.first()?;
-    let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
-    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
-    if !is_one_a_row || !spec.datatype.is_float() {
-        return None;
-    }
-    match spec.datatype.numbers(&array.data)[..] {
-        [score] => Some(bands.of(score)),
-        _ => None,
     }
 }
 
