@@ -23,7 +23,7 @@ use crate::contract::inference::{
 use crate::contract::volary::otlp::v1::SpanKind;
 use crate::contract::{Code, Refusal};
 use crate::credentials::Principal;
-use crate::infer::{self, Answered, Asked, Outcome};
+use crate::infer::{self, Answered, Asked, Meant, Outcome};
 use crate::overload::{Overload, FULL, LATE};
 use crate::plane::{Loaded, Method, Plane};
 use crate::queue::NoRoom;
@@ -33,11 +33,10 @@ use crate::stream;
 use crate::upstream::Refused;
 use crate::version::Part;
 use crate::wire::{
-    framed, gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIMEOUT,
+    framed, gather, refused, replied, timeout_header, timeout_of, Body, Gathered, TIER, TIMEOUT,
+    VERSION,
 };
 
-const VERSION: HeaderName = HeaderName::from_static("volary-version");
-const TIER: HeaderName = HeaderName::from_static("volary-tier");
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 const MAX_KEY: usize = 128;
@@ -409,24 +408,32 @@ async fn infer(
         .plane
         .principal_of(call.method, &parts.headers, call.began);
     let header = text_of(&parts.headers, "volary-version");
+    if let Some(length) = gathered.too_large.filter(|_| principal.is_some()) {
+        // what is left of it is not even read: the stream is reset behind the refusal
+        let refusal = too_large(&call.plane, call.method, length);
+        return call.refuse(&refusal, None);
+    }
+    let table = call.plane.table();
     let meant = principal.as_ref().and_then(|principal| {
         let message = gathered.message.as_ref()?;
-        infer::meant(&call.plane.table(), &principal.project, message, header)
+        Meant::by(&table, &principal.project, message, header)
     });
     // where a lower tier may answer, it has to be known what was asked
-    if let Some(loaded) = meant.filter(|loaded| !loaded.version.has_tiers.load(Ordering::Relaxed)) {
+    if let Some(Meant { loaded, .. }) = meant
+        .as_ref()
+        .filter(|meant| !meant.loaded.version.has_tiers.load(Ordering::Relaxed))
+    {
         match loaded.version.refusal(deadline, Instant::now()) {
-            Some(NoRoom::Late(retry)) => return call.turn_away(&LATE, retry, &loaded),
-            Some(NoRoom::Full(retry)) => return call.turn_away(&FULL, retry, &loaded),
+            Some(NoRoom::Late(retry)) => return call.turn_away(&LATE, retry, loaded),
+            Some(NoRoom::Full(retry)) => return call.turn_away(&FULL, retry, loaded),
             Some(NoRoom::Closing) | None => (),
         }
     }
     let plan = principal.and_then(|principal| {
         let request = ModelInferRequest::decode(gathered.message.clone()?).ok()?;
-        let table = call.plane.table();
-        let asked = infer::planned(&table, &principal.project, request, header)?;
-        Some(asked)
+        infer::planned(&table, &principal.project, request, header, meant)
     });
+    drop(table);
     let Some((mut asked, inputs)) = plan else {
         return call.hand_over(parts, gathered.again()).await;
     };
@@ -537,6 +544,15 @@ fn marks_of_answer(loaded: &Loaded) -> Vec<(HeaderName, HeaderValue)> {
 fn expired(method: Method) -> Refusal {
     let text = "the call did not finish within its deadline";
     Refusal::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text).with("method", method.path())
+}
+
+/// What is said of a message as soon as its prefix announces more than its method takes.
+pub fn too_large(plane: &Plane, method: Method, length: usize) -> Refusal {
+    let (path, limit) = (method.path(), plane.row(method).max_request_bytes);
+    let text = format!("a request message has {length} bytes, {path} takes {limit}");
+    Refusal::new(Code::ResourceExhausted, "REQUEST_TOO_LARGE", text)
+        .with("bytes", length)
+        .with("max_bytes", limit)
 }
 
 pub fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {

@@ -72,15 +72,40 @@ fn number_of(text: &str) -> Option<i64> {
 
 /// The version that a message asks, by its first two fields alone: whether there is room for a call
 /// is known before it is read.
-pub fn meant(table: &Table, project: &str, message: &[u8], header: &str) -> Option<Arc<Loaded>> {
-    let mut data = message;
-    let model = named(&mut data, 1)?;
-    let number = named(&mut data, 2).unwrap_or("");
-    if has_parameters(data) {
-        return None; // its priority may be among them
+pub struct Meant<'a> {
+    model: &'a str,
+    number: &'a str,
+    pub loaded: Arc<Loaded>,
+}
+
+impl<'a> Meant<'a> {
+    pub fn by(table: &Table, project: &str, message: &'a [u8], header: &str) -> Option<Self> {
+        let mut data = message;
+        let model = named(&mut data, 1)?;
+        let number = named(&mut data, 2).unwrap_or("");
+        if has_parameters(data) {
+            return None; // its priority may be among them
+        }
+        let loaded = chosen(table, project, model, deciding(number, header))?;
+        Some(Meant {
+            model,
+            number,
+            loaded,
+        })
     }
-    let number = if header.is_empty() { number } else { header };
-    chosen(table, project, model, number)
+
+    /// Whether the whole message asks the same: what is said again later holds.
+    fn is_of(&self, request: &ModelInferRequest) -> bool {
+        self.model == request.model_name && self.number == request.model_version
+    }
+}
+
+fn deciding<'a>(number: &'a str, header: &'a str) -> &'a str {
+    if header.is_empty() {
+        number
+    } else {
+        header
+    }
 }
 
 /// Whether parameters come next, or behind the call's id.
@@ -100,22 +125,26 @@ fn named<'a>(data: &mut &'a [u8], field: u8) -> Option<&'a str> {
 }
 
 /// Read a request; None when it does not fit, or says what only Python understands.
+///
+/// `meant` is what its first fields say, where somebody looked at them before.
 pub fn planned(
     table: &Table,
     project: &str,
     request: ModelInferRequest,
     header: &str,
+    meant: Option<Meant<'_>>,
 ) -> Option<(Asked, Vec<Array>)> {
-    let number = if header.is_empty() {
-        &request.model_version
-    } else {
-        header
-    };
     // a malformed one in the message is refused even where the header decides
     if !request.model_version.is_empty() {
         number_of(&request.model_version)?;
     }
-    let loaded = chosen(table, project, &request.model_name, number)?;
+    let loaded = match meant {
+        Some(meant) if meant.is_of(&request) => meant.loaded,
+        _ => {
+            let number = deciding(&request.model_version, header);
+            chosen(table, project, &request.model_name, number)?
+        }
+    };
     let (subject, event_time_us, timeout) = about(&request.parameters)?;
     let outputs = outputs_of(&loaded.version, &request)?;
     let is_raw = !request.raw_input_contents.is_empty();

@@ -22,7 +22,7 @@ use prost::Message;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::calls::{falls_back, marks_of, text_of, Running};
+use crate::calls::{falls_back, marks_of, text_of, too_large, Running};
 use crate::contract::google::rpc::Status;
 use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
 use crate::contract::inference::{
@@ -33,16 +33,15 @@ use crate::credentials::Principal;
 use crate::infer::{self, Outcome};
 use crate::plane::{Method, Plane};
 use crate::records::Origin;
-use crate::replies::{final_mark, in_stream, reply_of};
+use crate::replies::{final_mark, in_stream, reply_of, FINAL_RESPONSE};
 use crate::upstream::Refused;
 use crate::wire::{
-    framed, refused, streamed, timeout_header, timeout_of, Body, DETAILS, PREFIX, STATUS, TIMEOUT,
+    framed, refused, streamed, timeout_header, timeout_of, Body, DETAILS, PREFIX, STATUS, TIER,
+    TIMEOUT, VERSION,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-const VERSION: HeaderName = HeaderName::from_static("volary-version");
-const TIER: HeaderName = HeaderName::from_static("volary-tier");
 const FINAL: &str = "triton_enable_empty_final_response";
 const MODEL_CHANGED: &str = "MODEL_CHANGED: a stream stays with the model of its first message";
 /// So many messages of a stream are read before the first of them is answered, and so much of them.
@@ -132,6 +131,7 @@ async fn pump(
     until: Option<Instant>,
     frames: mpsc::Sender<Frame<Bytes>>,
 ) {
+    let plane = stream.plane.clone();
     let (queue, answers) = mpsc::channel(AHEAD);
     let mut reading = pin!(read(stream, body, queue));
     let mut writing = pin!(write(answers, &frames));
@@ -160,7 +160,10 @@ async fn pump(
     };
     // the answers of all that was read are written: now what could not be read
     let ended = match (last, left.flatten()) {
-        (Ok(_), Some(Came::TooLarge(length, limit))) => Err(Ending::of(&too_large(length, limit))),
+        (Ok(_), Some(Came::TooLarge(length))) => {
+            let refusal = too_large(&plane, Method::ModelStreamInfer, length);
+            Err(Ending::of(&refusal))
+        }
         (Ok(_), Some(_)) => Err(Ending::of(&broken())),
         (last, _) => last,
     };
@@ -182,7 +185,7 @@ async fn pump(
 
 /// What is not a message.
 enum Came {
-    TooLarge(usize, usize),
+    TooLarge(usize),
     Broken,
     Gone,
 }
@@ -278,7 +281,7 @@ async fn answered(
     }
     let table = stream.plane.table();
     let header = text_of(&stream.headers, "volary-version");
-    match infer::planned(&table, &stream.principal.project, request, header) {
+    match infer::planned(&table, &stream.principal.project, request, header, None) {
         Some((asked, inputs)) => stream.run(about, asked, inputs).await,
         None => stream.handed_over(about, None).await,
     }
@@ -305,7 +308,7 @@ impl Asking {
             let is_final = InferParameter {
                 parameter_choice: Some(Choice::BoolParam(true)),
             };
-            let name = "triton_final_response".to_owned();
+            let name = FINAL_RESPONSE.to_owned();
             response.parameters.insert(name, is_final);
         }
         framed(&ModelStreamInferResponse {
@@ -457,7 +460,7 @@ impl Messages {
         loop {
             if let Some(length) = length_of(&self.held) {
                 if length > self.limit {
-                    return Err(Came::TooLarge(length, self.limit));
+                    return Err(Came::TooLarge(length));
                 }
                 if self.held.len() >= PREFIX + length {
                     return Ok(Some(self.held.split_to(PREFIX + length).freeze()));
@@ -541,14 +544,6 @@ fn has_nan_field(frame: &Bytes) -> bool {
         })
 }
 
-fn too_large(length: usize, limit: usize) -> Refusal {
-    let path = Method::ModelStreamInfer.path();
-    let text = format!("a request message has {length} bytes, {path} takes {limit}");
-    Refusal::new(Code::ResourceExhausted, "REQUEST_TOO_LARGE", text)
-        .with("bytes", length)
-        .with("max_bytes", limit)
-}
-
 fn broken() -> Refusal {
     let text = "the stream broke off";
     Refusal::new(Code::Unavailable, "STREAM_BROKEN", text).retry_after(Duration::from_millis(100))
@@ -592,13 +587,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_read_back_from_its_trailers() {
-        let trailers = trailers_of(&too_large(9, 8));
+        let trailers = trailers_of(&broken());
         let (reason, text) = told_in(&trailers);
-        assert_eq!(reason, "REQUEST_TOO_LARGE");
-        assert!(
-            text.contains("has 9 bytes") && text.ends_with("takes 8"),
-            "{text}"
-        );
+        assert_eq!(reason, "STREAM_BROKEN");
+        assert_eq!(text, "the stream broke off");
         assert!(!trailers.contains_key(CONTENT_TYPE));
         assert_eq!(told_in(&HeaderMap::new()).0, "UNAVAILABLE");
     }
@@ -614,7 +606,7 @@ mod tests {
         let found = ModelStreamInferResponse::decode(framed.slice(PREFIX..)).unwrap();
         let found = found.infer_response.unwrap();
         assert_eq!(found.id, "7");
-        let mark = &found.parameters["triton_final_response"];
+        let mark = &found.parameters[FINAL_RESPONSE];
         assert_eq!(mark.parameter_choice, Some(Choice::BoolParam(true)));
     }
 }
