@@ -124,8 +124,9 @@ async def test_each_is_refused_by_name_and_harms_nobody(serving: Replica) -> Non
             with pytest.raises(errors.InvalidArgument) as malformed:
                 await infer(data)
             assert malformed.value.reason == "MALFORMED_REQUEST", data[:16]
-        with pytest.raises(errors.ResourceExhausted):
+        with pytest.raises(errors.ResourceExhausted) as too_large:
             await infer(bytes(TOO_LARGE), timeout=30)
+        assert too_large.value.reason == "REQUEST_TOO_LARGE"
         assert answered[0] > 0
     assert (await serving.v2().ModelInfer(raw_request([ROW]))).model_version == "1"
 

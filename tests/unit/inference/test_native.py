@@ -57,6 +57,7 @@ KINDS = {
     "BF16": TensorProto.BFLOAT16,
 }
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 CLIENT_ID, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
@@ -215,6 +216,17 @@ async def test_every_refusal_is_left_to_python(alone: Alone) -> None:
         with pytest.raises(Unavailable):
             await alone.stub(credential).ModelInfer(raw_request([[1, 2, 3]]))
     assert (await stub.ModelInfer(raw_request([[1, 2, 3]]))).model_version == "3"
+
+
+async def test_a_message_too_large_is_refused_by_its_prefix_alone(alone: Alone) -> None:
+    limit = volary_contract.methods()[INFER]["max_request_bytes"]
+    huge = v2.ModelInferRequest(model_name="m", raw_input_contents=[bytes(limit)])
+    with pytest.raises(ResourceExhausted) as caught:
+        await alone.stub().ModelInfer(huge)
+    assert caught.value.reason == "REQUEST_TOO_LARGE"
+    assert caught.value.metadata == {"bytes": str(huge.ByteSize()), "max_bytes": str(limit)}
+    with pytest.raises(Unavailable):  # of nobody it is not even looked at
+        await alone.stub("garbage").ModelInfer(huge)
 
 
 async def test_callers_in_one_batch_get_their_own_rows(alone: Alone) -> None:

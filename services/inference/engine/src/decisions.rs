@@ -1,5 +1,7 @@
 //! What a score means: the declared band that it lies in.
 
+use std::sync::Arc;
+
 /// Scores up to `below`, exclusive; the last band has no bound.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Band {
@@ -10,19 +12,19 @@ pub struct Band {
 
 /// The declared bands of a version, in rising order.
 #[derive(Clone, Debug)]
-pub struct Bands(Vec<Band>);
+pub struct Bands(Vec<Arc<Band>>);
 
 impl Bands {
     /// None unless the last band, and only that, has no bound.
     pub fn new(bands: Vec<Band>) -> Option<Self> {
         let (last, bounded) = bands.split_last()?;
         let is_whole = last.below.is_none() && bounded.iter().all(|band| band.below.is_some());
-        is_whole.then_some(Bands(bands))
+        is_whole.then(|| Bands(bands.into_iter().map(Arc::new).collect()))
     }
 
     /// The band of a score.
-    pub fn of(&self, score: f64) -> &Band {
-        let is_in = |band: &&Band| band.below.is_none_or(|below| score < below);
+    pub fn of(&self, score: f64) -> &Arc<Band> {
+        let is_in = |band: &&Arc<Band>| band.below.is_none_or(|below| score < below);
         self.0
             .iter()
             .find(is_in)

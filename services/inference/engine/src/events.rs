@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::fields::{double, filled, nested, packed, text};
+use crate::fields::{double, filled, nested, text};
 use crate::records::Prediction;
 
 mod event {
@@ -67,13 +67,13 @@ fn write_prediction(out: &mut Vec<u8>, of: &Prediction) {
     filled::integer(out, prediction::SHADOW, origin.is_shadow.into());
     filled::text(out, prediction::SUBJECT, &of.subject);
     if let Some((datatype, data)) = &of.features {
-        numbers(out, prediction::FEATURES, &datatype.numbers(data));
+        filled::packed(out, prediction::FEATURES, &datatype.numbers(data));
     }
     let outputs = of.outputs.iter();
     let outputs = outputs.flat_map(|(datatype, data)| datatype.numbers(data));
     let outputs: Vec<f64> = outputs.collect();
     if outputs.len() <= MAX_VALUES {
-        numbers(out, prediction::OUTPUTS, &outputs);
+        filled::packed(out, prediction::OUTPUTS, &outputs);
     }
     if let Some(confidence) = of.confidence.filter(|value| *value != 0.0) {
         double(out, prediction::CONFIDENCE, confidence);
@@ -90,13 +90,6 @@ fn write_prediction(out: &mut Vec<u8>, of: &Prediction) {
         text(out, prediction::REASON_CODES, &band.code);
         filled::text(out, prediction::ACTION, &band.action);
     }
-}
-
-fn numbers(out: &mut Vec<u8>, field: u32, values: &[f64]) {
-    if values.is_empty() {
-        return;
-    }
-    packed(out, field, values);
 }
 
 fn time(out: &mut Vec<u8>, field: u32, time_us: i64) {
@@ -162,11 +155,11 @@ mod tests {
             queued: Duration::from_micros(3),
             batch_size: 300,
             code: 8,
-            decided: Some(Band {
+            decided: Some(Arc::new(Band {
                 below: None,
                 code: "HIGH".into(),
                 action: "ask".into(),
-            }),
+            })),
         }
     }
 

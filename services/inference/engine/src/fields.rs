@@ -73,6 +73,12 @@ pub mod filled {
             super::text(out, field, value);
         }
     }
+
+    pub fn packed(out: &mut Vec<u8>, field: u32, values: &[f64]) {
+        if !values.is_empty() {
+            super::packed(out, field, values);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::calibration::Calibration;
 use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
 use crate::contract::inference::{InferParameter, ModelInferRequest};
 use crate::contract::{Code, Refusal};
+use crate::decisions::Band;
 use crate::plane::{Loaded, Table};
 use crate::queue::{NoRoom, LAST, NORMAL};
 use crate::tensors::{elements_of, Datatype};
@@ -43,6 +44,8 @@ pub struct Asked {
 pub struct Answered {
     pub part: Part,
     pub confidence: Option<f64>,
+    /// What its score means, where that is declared.
+    pub decided: Option<Arc<Band>>,
 }
 
 pub enum Outcome {
@@ -69,15 +72,40 @@ fn number_of(text: &str) -> Option<i64> {
 
 /// The version that a message asks, by its first two fields alone: whether there is room for a call
 /// is known before it is read.
-pub fn meant(table: &Table, project: &str, message: &[u8], header: &str) -> Option<Arc<Loaded>> {
-    let mut data = message;
-    let model = named(&mut data, 1)?;
-    let number = named(&mut data, 2).unwrap_or("");
-    if has_parameters(data) {
-        return None; // its priority may be among them
+pub struct Meant<'a> {
+    model: &'a str,
+    number: &'a str,
+    pub loaded: Arc<Loaded>,
+}
+
+impl<'a> Meant<'a> {
+    pub fn by(table: &Table, project: &str, message: &'a [u8], header: &str) -> Option<Self> {
+        let mut data = message;
+        let model = named(&mut data, 1)?;
+        let number = named(&mut data, 2).unwrap_or("");
+        if has_parameters(data) {
+            return None; // its priority may be among them
+        }
+        let loaded = chosen(table, project, model, deciding(number, header))?;
+        Some(Meant {
+            model,
+            number,
+            loaded,
+        })
     }
-    let number = if header.is_empty() { number } else { header };
-    chosen(table, project, model, number)
+
+    /// Whether the whole message asks the same: what is said again later holds.
+    fn is_of(&self, request: &ModelInferRequest) -> bool {
+        self.model == request.model_name && self.number == request.model_version
+    }
+}
+
+fn deciding<'a>(number: &'a str, header: &'a str) -> &'a str {
+    if header.is_empty() {
+        number
+    } else {
+        header
+    }
 }
 
 /// Whether parameters come next, or behind the call's id.
@@ -97,22 +125,26 @@ fn named<'a>(data: &mut &'a [u8], field: u8) -> Option<&'a str> {
 }
 
 /// Read a request; None when it does not fit, or says what only Python understands.
+///
+/// `meant` is what its first fields say, where somebody looked at them before.
 pub fn planned(
     table: &Table,
     project: &str,
     request: ModelInferRequest,
     header: &str,
+    meant: Option<Meant<'_>>,
 ) -> Option<(Asked, Vec<Array>)> {
-    let number = if header.is_empty() {
-        &request.model_version
-    } else {
-        header
-    };
     // a malformed one in the message is refused even where the header decides
     if !request.model_version.is_empty() {
         number_of(&request.model_version)?;
     }
-    let loaded = chosen(table, project, &request.model_name, number)?;
+    let loaded = match meant {
+        Some(meant) if meant.is_of(&request) => meant.loaded,
+        _ => {
+            let number = deciding(&request.model_version, header);
+            chosen(table, project, &request.model_name, number)?
+        }
+    };
     let (subject, event_time_us, timeout) = about(&request.parameters)?;
     let outputs = outputs_of(&loaded.version, &request)?;
     let is_raw = !request.raw_input_contents.is_empty();
@@ -298,7 +330,26 @@ pub fn answered(asked: &Asked, part: Part) -> Option<Answered> {
             };
         }
     }
-    Some(Answered { part, confidence })
+    let decided = decided(asked, &part.outputs).cloned();
+    Some(Answered {
+        part,
+        confidence,
+        decided,
+    })
+}
+
+/// The band of the score of a single row, where bands are declared.
+fn decided<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Arc<Band>> {
+    let bands = asked.loaded.version.bands.get()?;
+    let index = *asked.outputs.first()?;
+    let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
+    if !is_one_a_row(array) || !spec.datatype.is_float() {
+        return None;
+    }
+    match spec.datatype.numbers(&array.data)[..] {
+        [score] => Some(bands.of(score)),
+        _ => None,
+    }
 }
 
 fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f64> {
@@ -312,8 +363,11 @@ fn calibrated(calibration: &Calibration, spec: &Spec, array: &Array) -> Option<f
 
 /// Only an output named `probability` with one value a row states a confidence.
 fn states_confidence(spec: &Spec, array: &Array) -> bool {
-    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
-    spec.name == PROBABILITY && is_one_a_row && spec.datatype.is_float()
+    spec.name == PROBABILITY && is_one_a_row(array) && spec.datatype.is_float()
+}
+
+fn is_one_a_row(array: &Array) -> bool {
+    array.shape.len() == 1 || array.shape[1..] == [1]
 }
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ pub struct Prediction {
     pub queued: Duration,
     pub batch_size: usize,
     pub code: i32,
-    pub decided: Option<Band>,
+    pub decided: Option<Arc<Band>>,
 }
 
 /// A span that ended.

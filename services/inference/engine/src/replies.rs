@@ -1,7 +1,7 @@
 //! The reply of ModelInfer, written straight into the bytes that are sent.
 //!
-//! The numbers below
-//! are fields of the Open Inference Protocol V2; a test reads them back with the generated types.
+//! The numbers below are fields of the Open Inference Protocol V2; a test reads them back with the
+//! generated types.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -10,12 +10,11 @@ use bytes::Bytes;
 use prost::encoding::{encode_key, encode_varint, WireType};
 use prost::Message;
 
-use crate::decisions::Band;
 use crate::fields::{bytes, double, integer, nested, text};
 use crate::infer::{Answered, Asked};
 use crate::records::Origin;
 use crate::version::Array;
-use crate::wire::PREFIX;
+use crate::wire::frame_of;
 
 mod response {
     pub const MODEL_NAME: u32 = 1;
@@ -45,38 +44,38 @@ mod entry {
     pub const VALUE: u32 = 2;
 }
 
+const REPLY_BYTES: usize = 512; // about as many, without its outputs
+const LONGEST_KEY: usize = 10; // of a field, with its length
+/// The parameter that says that no further response comes for a request.
+pub const FINAL_RESPONSE: &str = "triton_final_response";
+
 /// The framed message: raw when the request was, or when an output has no typed form.
 pub fn reply_of(asked: &Asked, answered: &Answered, origin: &Origin) -> Bytes {
     let part = &answered.part;
     let sizes = part.outputs.iter().map(|array| array.data.len());
-    let mut out = Vec::with_capacity(512 + sizes.sum::<usize>());
-    out.extend_from_slice(&[0; PREFIX]);
-    let about = &asked.loaded.about;
-    text(&mut out, response::MODEL_NAME, &about.model);
-    let number = |out: &mut Vec<u8>| drop(write!(out, "{}", about.version));
-    nested(&mut out, response::MODEL_VERSION, number);
-    if !asked.id.is_empty() {
-        text(&mut out, response::ID, &asked.id);
-    }
-    provenance(&mut out, asked, answered, origin);
-    outputs(&mut out, asked, &part.outputs);
-    let length = (out.len() - PREFIX) as u32;
-    out[1..PREFIX].copy_from_slice(&length.to_be_bytes());
-    out.into()
+    frame_of(REPLY_BYTES + sizes.sum::<usize>(), |out| {
+        let about = &asked.loaded.about;
+        text(out, response::MODEL_NAME, &about.model);
+        nested(out, response::MODEL_VERSION, |out| {
+            let _ = write!(out, "{}", about.version);
+        });
+        if !asked.id.is_empty() {
+            text(out, response::ID, &asked.id);
+        }
+        provenance(out, asked, answered, origin);
+        outputs(out, asked, &part.outputs);
+    })
 }
 
 /// The framed message of a stream that carries a response, and what is to be said after it.
 pub fn in_stream(response: &[u8], after: &[u8]) -> Bytes {
     let length = response.len() + after.len();
-    let mut out = Vec::with_capacity(PREFIX + 10 + length);
-    out.extend_from_slice(&[0; PREFIX]);
-    encode_key(stream::INFER_RESPONSE, WireType::LengthDelimited, &mut out);
-    encode_varint(length as u64, &mut out);
-    out.extend_from_slice(response);
-    out.extend_from_slice(after);
-    let length = (out.len() - PREFIX) as u32;
-    out[1..PREFIX].copy_from_slice(&length.to_be_bytes());
-    out.into()
+    frame_of(length + LONGEST_KEY, |out| {
+        encode_key(stream::INFER_RESPONSE, WireType::LengthDelimited, out);
+        encode_varint(length as u64, out);
+        out.extend_from_slice(response);
+        out.extend_from_slice(after);
+    })
 }
 
 /// A parameter that may follow a response: no further one comes for its request.
@@ -84,7 +83,7 @@ pub fn final_mark() -> &'static [u8] {
     static MARK: OnceLock<Vec<u8>> = OnceLock::new();
     MARK.get_or_init(|| {
         let mut out = Vec::new();
-        parameter(&mut out, "triton_final_response", |out| {
+        parameter(&mut out, FINAL_RESPONSE, |out| {
             integer(out, parameter::BOOL, 1);
         });
         out
@@ -118,24 +117,9 @@ fn provenance(out: &mut Vec<u8>, asked: &Asked, answered: &Answered, origin: &Or
         let is_true = |out: &mut Vec<u8>| integer(out, parameter::BOOL, 1);
         parameter(out, "volary_calibrated", is_true);
     }
-    if let Some(band) = decision(asked, &part.outputs) {
+    if let Some(band) = &answered.decided {
         word(out, "volary_reason_codes", &band.code);
         word(out, "volary_action", &band.action);
-    }
-}
-
-/// The band of the score of a single row, where bands are declared.
-pub fn decision<'a>(asked: &'a Asked, arrays: &[Array]) -> Option<&'a Band> {
-    let bands = asked.loaded.version.bands.get()?;
-    let index = *asked.outputs.first()?;
-    let (spec, array) = (&asked.loaded.version.outputs[index], &arrays[index]);
-    let is_one_a_row = array.shape.len() == 1 || array.shape[1..] == [1];
-    if !is_one_a_row || !spec.datatype.is_float() {
-        return None;
-    }
-    match spec.datatype.numbers(&array.data)[..] {
-        [score] => Some(bands.of(score)),
-        _ => None,
     }
 }
 

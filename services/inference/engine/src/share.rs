@@ -8,7 +8,8 @@ use std::time::Duration;
 
 const MOST: f64 = 0.6; // runs are no fuller for a longer queue
 const LEAST: f64 = 0.2; // of what comes too late whatever is done, others shall not suffer
-                        // 0.3 p 0.6 = 0.002 (1 - p): at rest one call in ninety comes too late
+
+// 0.3 p 0.6 = 0.002 (1 - p): at rest one call in ninety comes too late
 const LATE: f64 = 0.3;
 const IN_TIME: f64 = 0.002;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use base64::Engine;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{Request, Response, Uri};
@@ -22,7 +22,7 @@ use prost::Message;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::calls::{falls_back, marks_of, text_of, Running};
+use crate::calls::{falls_back, too_large};
 use crate::contract::google::rpc::Status;
 use crate::contract::inference::infer_parameter::ParameterChoice as Choice;
 use crate::contract::inference::{
@@ -31,18 +31,19 @@ use crate::contract::inference::{
 use crate::contract::{reason_of, Code, Refusal};
 use crate::credentials::Principal;
 use crate::infer::{self, Outcome};
+use crate::messages::{Came, Messages};
 use crate::plane::{Method, Plane};
 use crate::records::Origin;
-use crate::replies::{final_mark, in_stream, reply_of};
+use crate::replies::{final_mark, in_stream, reply_of, FINAL_RESPONSE};
+use crate::running::{marks_of, text_of, Running};
 use crate::upstream::Refused;
 use crate::wire::{
-    framed, refused, streamed, timeout_header, timeout_of, Body, DETAILS, PREFIX, STATUS, TIMEOUT,
+    framed, refused, streamed, timeout_header, timeout_of, Body, DETAILS, PREFIX, STATUS, TIER,
+    TIMEOUT, VERSION,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-const VERSION: HeaderName = HeaderName::from_static("volary-version");
-const TIER: HeaderName = HeaderName::from_static("volary-tier");
 const FINAL: &str = "triton_enable_empty_final_response";
 const MODEL_CHANGED: &str = "MODEL_CHANGED: a stream stays with the model of its first message";
 /// So many messages of a stream are read before the first of them is answered, and so much of them.
@@ -112,12 +113,12 @@ pub async fn answer(call: Running, parts: Parts, body: Incoming) -> Response<Bod
         let body = Body::passing(VecDeque::new(), Some(body));
         return call.hand_over(parts, body).await;
     };
-    let until = timeout.map(|timeout| call.began() + timeout);
+    let until = timeout.map(|timeout| call.began + timeout);
     let stream = Arc::new(Stream {
-        plane: call.plane(),
+        plane: call.plane.clone(),
         headers: parts.headers,
         principal,
-        origin: call.origin().clone(),
+        origin: call.origin.clone(),
     });
     let (frames, flowing) = mpsc::channel(1);
     tokio::spawn(pump(call, stream, body, until, frames));
@@ -132,6 +133,7 @@ async fn pump(
     until: Option<Instant>,
     frames: mpsc::Sender<Frame<Bytes>>,
 ) {
+    let plane = stream.plane.clone();
     let (queue, answers) = mpsc::channel(AHEAD);
     let mut reading = pin!(read(stream, body, queue));
     let mut writing = pin!(write(answers, &frames));
@@ -160,7 +162,10 @@ async fn pump(
     };
     // the answers of all that was read are written: now what could not be read
     let ended = match (last, left.flatten()) {
-        (Ok(_), Some(Came::TooLarge(length, limit))) => Err(Ending::of(&too_large(length, limit))),
+        (Ok(_), Some(Came::TooLarge(length))) => {
+            let refusal = too_large(&plane, Method::ModelStreamInfer, length);
+            Err(Ending::of(&refusal))
+        }
         (Ok(_), Some(_)) => Err(Ending::of(&broken())),
         (last, _) => last,
     };
@@ -180,21 +185,10 @@ async fn pump(
     let _ = frames.send(Frame::trailers(trailers)).await;
 }
 
-/// What is not a message.
-enum Came {
-    TooLarge(usize, usize),
-    Broken,
-    Gone,
-}
-
 /// Begin to answer each message; return what ended them, None for their own end.
 async fn read(stream: Arc<Stream>, body: Incoming, queue: mpsc::Sender<Answering>) -> Option<Came> {
     let limit = stream.plane.row(Method::ModelStreamInfer).max_request_bytes;
-    let mut messages = Messages {
-        body,
-        held: BytesMut::new(),
-        limit,
-    };
+    let mut messages = Messages::of(body, limit);
     let room = Arc::new(Semaphore::new(AHEAD_BYTES / UNIT));
     let mut first: Option<String> = None;
     let mut position = 0;
@@ -278,7 +272,7 @@ async fn answered(
     }
     let table = stream.plane.table();
     let header = text_of(&stream.headers, "volary-version");
-    match infer::planned(&table, &stream.principal.project, request, header) {
+    match infer::planned(&table, &stream.principal.project, request, header, None) {
         Some((asked, inputs)) => stream.run(about, asked, inputs).await,
         None => stream.handed_over(about, None).await,
     }
@@ -305,7 +299,7 @@ impl Asking {
             let is_final = InferParameter {
                 parameter_choice: Some(Choice::BoolParam(true)),
             };
-            let name = "triton_final_response".to_owned();
+            let name = FINAL_RESPONSE.to_owned();
             response.parameters.insert(name, is_final);
         }
         framed(&ModelStreamInferResponse {
@@ -340,14 +334,14 @@ impl Stream {
         });
         let place = (asked.priority, deadline);
         let mut part = Running::part_of(self.plane.clone(), self.origin_of(about.position), asked);
-        let cancelled = part.cancelled_flag();
+        let cancelled = part.is_cancelled.clone();
         match infer::run(&loaded, inputs, place, cancelled, &self.plane.turn).await {
             Outcome::Part(found) => {
                 let asked = part.take_asked();
                 let Some(answered) = infer::answered(&asked, found) else {
                     return self.handed_over(about, None).await;
                 };
-                let reply = reply_of(&asked, &answered, part.origin());
+                let reply = reply_of(&asked, &answered, &part.origin);
                 part.answered(asked, answered);
                 Ok((
                     about.replied(&reply[PREFIX..]),
@@ -444,44 +438,6 @@ impl Stream {
     }
 }
 
-/// The messages of a request, one after another, each with its prefix.
-struct Messages {
-    body: Incoming,
-    held: BytesMut,
-    limit: usize,
-}
-
-impl Messages {
-    /// The next message, None at the end.
-    async fn next(&mut self) -> Result<Option<Bytes>, Came> {
-        loop {
-            if let Some(length) = length_of(&self.held) {
-                if length > self.limit {
-                    return Err(Came::TooLarge(length, self.limit));
-                }
-                if self.held.len() >= PREFIX + length {
-                    return Ok(Some(self.held.split_to(PREFIX + length).freeze()));
-                }
-            }
-            match self.body.frame().await {
-                None if self.held.is_empty() => return Ok(None),
-                None => return Err(Came::Broken),
-                Some(Err(_)) => return Err(Came::Gone),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.held.extend_from_slice(&data);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn length_of(held: &[u8]) -> Option<usize> {
-    let length: [u8; PREFIX - 1] = held.get(1..PREFIX)?.try_into().ok()?;
-    Some(u32::from_be_bytes(length) as usize)
-}
-
 fn is_final_marked(request: &ModelInferRequest) -> bool {
     let choice = request
         .parameters
@@ -541,14 +497,6 @@ fn has_nan_field(frame: &Bytes) -> bool {
         })
 }
 
-fn too_large(length: usize, limit: usize) -> Refusal {
-    let path = Method::ModelStreamInfer.path();
-    let text = format!("a request message has {length} bytes, {path} takes {limit}");
-    Refusal::new(Code::ResourceExhausted, "REQUEST_TOO_LARGE", text)
-        .with("bytes", length)
-        .with("max_bytes", limit)
-}
-
 fn broken() -> Refusal {
     let text = "the stream broke off";
     Refusal::new(Code::Unavailable, "STREAM_BROKEN", text).retry_after(Duration::from_millis(100))
@@ -559,6 +507,7 @@ mod tests {
     use super::*;
     use crate::contract::inference::model_infer_request::InferInputTensor;
     use crate::contract::inference::InferTensorContents;
+    use crate::messages::announced;
 
     fn with(contents: Option<InferTensorContents>, raw: Vec<Bytes>) -> Bytes {
         framed(&ModelInferRequest {
@@ -592,13 +541,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_read_back_from_its_trailers() {
-        let trailers = trailers_of(&too_large(9, 8));
+        let trailers = trailers_of(&broken());
         let (reason, text) = told_in(&trailers);
-        assert_eq!(reason, "REQUEST_TOO_LARGE");
-        assert!(
-            text.contains("has 9 bytes") && text.ends_with("takes 8"),
-            "{text}"
-        );
+        assert_eq!(reason, "STREAM_BROKEN");
+        assert_eq!(text, "the stream broke off");
         assert!(!trailers.contains_key(CONTENT_TYPE));
         assert_eq!(told_in(&HeaderMap::new()).0, "UNAVAILABLE");
     }
@@ -610,11 +556,11 @@ mod tests {
             ..Default::default()
         };
         let framed = in_stream(&response.encode_to_vec(), final_mark());
-        assert_eq!(length_of(&framed), Some(framed.len() - PREFIX));
+        assert_eq!(announced(&framed), Some(framed.len() - PREFIX));
         let found = ModelStreamInferResponse::decode(framed.slice(PREFIX..)).unwrap();
         let found = found.infer_response.unwrap();
         assert_eq!(found.id, "7");
-        let mark = &found.parameters["triton_final_response"];
+        let mark = &found.parameters[FINAL_RESPONSE];
         assert_eq!(mark.parameter_choice, Some(Choice::BoolParam(true)));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use base64::Engine;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue, CONTENT_TYPE};
 use http::Response;
 use http_body::{Frame, SizeHint};
@@ -25,6 +25,8 @@ const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub const VERSION: HeaderName = HeaderName::from_static("volary-version");
+pub const TIER: HeaderName = HeaderName::from_static("volary-tier");
 
 /// A body: what was read of another one and the rest of it, or one message and trailers.
 #[derive(Default)]
@@ -89,6 +91,8 @@ pub struct Gathered {
     pub rest: Option<Incoming>,
     /// The one message, when it is whole, plain and not too large.
     pub message: Option<Bytes>,
+    /// The length of a message that is too large, as its prefix announces it.
+    pub too_large: Option<usize>,
 }
 
 impl Gathered {
@@ -110,12 +114,13 @@ pub async fn gather(mut body: Incoming, limit: usize) -> Option<Gathered> {
         if !data.is_empty() {
             chunks.push_back(data);
         }
-        if size > limit + PREFIX || length_of(&chunks).is_some_and(|length| length > limit) {
-            let rest = Some(body);
+        let too_large = length_of(&chunks).filter(|length| *length > limit);
+        if size > limit + PREFIX || too_large.is_some() {
             return Some(Gathered {
                 chunks,
-                rest,
+                rest: Some(body),
                 message: None,
+                too_large,
             });
         }
     }
@@ -125,6 +130,7 @@ pub async fn gather(mut body: Incoming, limit: usize) -> Option<Gathered> {
         chunks,
         rest: None,
         message,
+        too_large: None,
     })
 }
 
@@ -154,14 +160,17 @@ fn joined(chunks: &VecDeque<Bytes>, size: usize) -> Bytes {
 
 /// A message as the body of a call carries it.
 pub fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut data = BytesMut::with_capacity(PREFIX + length);
-    data.put_u8(0);
-    data.put_u32(length as u32);
-    message
-        .encode(&mut data)
-        .expect("a buffer grows with what is written");
-    data.freeze()
+    frame_of(message.encoded_len(), |out| message.encode_raw(out))
+}
+
+/// What is written, with its prefix; of about so many bytes.
+pub fn frame_of(about: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut out = Vec::with_capacity(PREFIX + about);
+    out.extend_from_slice(&[0; PREFIX]);
+    write(&mut out);
+    let length = (out.len() - PREFIX) as u32;
+    out[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    out.into()
 }
 
 /// The response of a call that is answered, with a framed message.
