@@ -37,6 +37,10 @@ def requests() -> Iterator[v2.ModelInferRequest]:
     subject = raw_request(ROWS[1:2])
     subject.parameters["volary_subject"].string_param = "plane-1"
     yield subject
+    for priority in (1, 9):  # there is no ninth
+        first = raw_request(ROWS[:1])
+        first.parameters["priority"].int64_param = priority
+        yield first
     yield raw_request([[float("nan"), 0.0, 0.0]])
     yield raw_request([[1.0, 2.0]])
     unknown = raw_request(ROWS[:1])
@@ -97,6 +101,6 @@ async def test_every_version_of_one_graph_says_the_same_whatever_it_declares(
         statistics = v2.ModelStatisticsRequest(name="m", version=str(version))
         stats = (await stub.ModelStatistics(statistics)).model_stats[0]
         found[version].append((stats.inference_stats.success.count, stats.inference_count))
-    assert [len(outcome) for outcome in found[1][:8]] == [5] * 4 + [3] * 4
+    assert [len(outcome) for outcome in found[1][:10]] == [5] * 5 + [3] * 5
     for version, outcomes in found.items():
         assert outcomes == found[1], DECLARED[version]
