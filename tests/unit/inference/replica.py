@@ -35,7 +35,7 @@ class Replica:
         keys: Keys,
         peers: Peers,
         redis_url: str | None,
-        engine: str = "python",
+        engine: str = "auto",
     ) -> None:
         self.keys = keys
         self.engine = engine
