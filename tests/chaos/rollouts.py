@@ -194,15 +194,6 @@ class Rollouts:
         await self._mesh.supervisor.remove(second)
         return await self._outcome([Loss(staging, RESUMED)], begun, status, back_s)
 
-    async def lose_one_and_drain_the_other(self) -> Tally:
-        """Kill a replica, tell the only other one to go, wait for both; no rollout runs."""
-        await self._begin()
-        killed = self._mesh.signal("inference-0", signal.SIGKILL)
-        drained = self._mesh.signal("inference-1", signal.SIGTERM)
-        await self._mesh.back("inference-0", killed)
-        await self._mesh.back("inference-1", drained)
-        return await self._callers.turn()
-
     async def _begin(self) -> Begun:
         baseline = await self._mesh.settled()
         generation = (await self._mesh.now()).generation
