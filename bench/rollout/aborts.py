@@ -31,6 +31,7 @@ from volary_workflows.rollout.tasks import JudgeTask, Preflight, StagingReport, 
 from volary_workflows.starting import start_rollout
 from volary_workflows.worker import make_worker, register_attributes
 
+from bench.rollout.many import LOOK_S
 from tests.unit.gateway.mesh import DIGEST, Mesh
 
 QUEUE = "bench-aborts"
@@ -75,7 +76,7 @@ async def temporal(folder: Path) -> AsyncIterator[Client]:
 
 
 class Caller:
-    """One caller at the edge who never pauses."""
+    """One caller at the edge who pauses for as long as one who looks at pushes does."""
 
     def __init__(self, running: Mesh) -> None:
         self._stub = v2_grpc.GRPCInferenceServiceStub(running.edge())
@@ -90,8 +91,10 @@ class Caller:
     async def until(self, version: int) -> None:
         """Call until a version answers."""
         async with asyncio.timeout(SERVED_S):
-            while await self.version() != version:
-                pass
+            while True:
+                if await self.version() == version:
+                    return
+                await asyncio.sleep(LOOK_S)
 
 
 async def aborts(folder: Path, running: Mesh, times: int) -> list[float]:

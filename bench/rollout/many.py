@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from volary_gateway.store import traffic as traffic_rows
 from volary_kit.database import Database
 from volary_kit.migrations import migrate, migrations_of
 
+from bench.load.generator import REPLICA, binary
 from tests.unit.gateway.mesh import DIGEST, Mesh, mesh
 from tests.unit.gateway.rig import free_port
 
@@ -59,9 +59,9 @@ async def database(folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def replica() -> AsyncIterator[str]:
-    """Run a replica as a process; give its address."""
+    """Run a replica as a process, one that takes little of what it shares; give its address."""
     port = free_port()
-    process = start_replica(port)
+    process = start_replica(await binary(REPLICA), port)
     try:
         await until_answers(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
@@ -70,9 +70,9 @@ async def replica() -> AsyncIterator[str]:
         process.wait()
 
 
-def start_replica(port: int) -> subprocess.Popen[bytes]:
-    """Start a replica process on a port."""
-    return subprocess.Popen([sys.executable, "-m", "bench.rollout.replica", str(port)])
+def start_replica(program: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start a replica on a port; it ends with its standard input."""
+    return subprocess.Popen([program, str(port)], stdin=subprocess.PIPE)
 
 
 async def until_answers(address: str) -> None:
@@ -134,9 +134,14 @@ class Attached:
         await asyncio.wait_for(channel.channel_ready(), READY_S)
         stub = replica_service_pb2_grpc.ReplicaServiceStub(channel)
         stream = stub.Attach(metadata=self._running.as_service("inference"))
+        await stream.write(self._report)
+        state = await stream.read()
+        if isinstance(state, replica_pb2.DesiredState) and state.takes_unchanged:
+            self._report.ClearField("versions")
+            self._report.versions_unchanged = True
         while True:
-            await stream.write(self._report)
             await asyncio.sleep(REPORT_S)
+            await stream.write(self._report)
 
 
 @dataclass(frozen=True)
@@ -144,11 +149,17 @@ class Change:
     """A change of traffic: seconds until a caller met it, and where they went.
 
     `stages` are gateway's own, then `call` (transport, authentication, validation) and `effect`:
-    how long after gateway's reply the caller met it, which is often before.
+    how long after gateway's reply the caller met it, which is often before. Of all of them `look`
+    is how long the caller's own call took that met it.
     """
 
     seconds: float
     stages: Mapping[str, float]
+
+    @property
+    def begun_s(self) -> float:
+        """Seconds until the call began that met it."""
+        return self.seconds - self.stages["look"]
 
 
 def stages_of(timing: str) -> dict[str, float]:
@@ -211,7 +222,7 @@ class Steps:
     async def _timed(self, name: ModelName, version: int, began: float, writing: Writing) -> Change:
         ended: list[float] = []
         writing.add_done_callback(lambda _call: ended.append(time.perf_counter()))
-        await self.until_served_by(name, version)
+        look_s = await self.until_served_by(name, version)
         seen = time.perf_counter()
         written = await writing
         if not written.in_effect:
@@ -220,11 +231,12 @@ class Steps:
         stages = stages_of(str(dict(await writing.trailing_metadata())[TIMING]))
         stages["call"] = ended[0] - began - sum(stages.values())
         stages["effect"] = max(0.0, seen - ended[0])
+        stages["look"] = look_s
         return Change(seen - began, stages)
 
-    async def until_served_by(self, name: ModelName, version: int) -> None:
-        """Call until a version answers."""
-        await until_served_by(self._edge, self._key, name, version)
+    async def until_served_by(self, name: ModelName, version: int) -> float:
+        """Call until a version answers; return how long the call took that it answered."""
+        return await until_served_by(self._edge, self._key, name, version)
 
 
 async def until_served_by(
@@ -234,15 +246,16 @@ async def until_served_by(
     version: int,
     *,
     within_s: float = READY_S,
-) -> None:
-    """Call a model at the edge until a version of it answers."""
+) -> float:
+    """Call a model at the edge until a version answers; return how long that last call took."""
     request = v2.ModelInferRequest(model_name=name.model)
     end = time.monotonic() + within_s
     while True:
+        began = time.perf_counter()
         call = edge.ModelInfer(request, metadata=key, timeout=CALL_S)
         try:
             if (await call).model_version == str(version):
-                return
+                return time.perf_counter() - began
             await asyncio.sleep(LOOK_S)
         except grpc.aio.AioRpcError:
             if time.monotonic() > end:

@@ -56,10 +56,10 @@ async def main() -> None:
         promoted = await _rollout(environment, World())
         _write("rollout_staged_promoted", promoted)
         _write(
-            "rollout_written_first_rolled_back",
+            "rollout_written_here_rolled_back",
             await _rollout(environment, World(looks={"50": BAD})),
         )
-        _write("rollout_written_first_aborted", await _aborted(environment))
+        _write("rollout_written_here_aborted", await _aborted(environment))
         _write("rollout_of_a_plan", await _rollout(environment, World(cooling_s=[HOUR_S]), PLAN))
         _write("retrain_alone_promoted", await _retrain(environment))
         first, last = await _continued(environment)

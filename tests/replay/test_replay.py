@@ -26,7 +26,7 @@ def text_of(path: Path) -> str:
 
 
 def test_there_are_histories_of_both_kinds():
-    assert len(SOUND) >= 14
+    assert len(SOUND) >= 20
     assert DOCTORED
 
 

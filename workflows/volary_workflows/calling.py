@@ -27,6 +27,10 @@ WAITING = {
     "set_split": timedelta(minutes=1),
 }
 PATIENCE = timedelta(minutes=10)  # how long a forward step tries before the workflow turns back
+# Nothing of a workflow's task is stored before it ends, and one whose worker is lost is given to
+# another after 10 s: what runs within the task gets little time, and one attempt.
+HERE = timedelta(seconds=1)
+ONCE = RetryPolicy(maximum_attempts=1)
 
 
 class Ended(Exception):
@@ -93,6 +97,20 @@ class Calling(Generic[ProgressT]):
         if request_id:
             self._progress.heard = [*self._progress.heard, f"{word}/{request_id}"]
         return True
+
+    async def _call_here(self, name: str, message: Any, result: type | None) -> Any:
+        """Run an activity once, within the workflow's own task and before that is stored.
+
+        It saves two trips through Temporal and what they store; should the worker be lost
+        meanwhile, it runs again, so only what may be repeated runs like this.
+        """
+        return await workflow.execute_local_activity(
+            name,
+            message,
+            result_type=result,
+            schedule_to_close_timeout=HERE,
+            retry_policy=ONCE,
+        )
 
     def _request_id(self, step: str) -> str:
         return str(uuid.uuid5(uuid.UUID(self._progress.request_seed), step))

@@ -87,8 +87,11 @@ class _Calls(ActivityInboundInterceptor):
 
 
 async def _beat() -> None:
-    """Say that this worker lives for as long as the activity runs: a lost one is missed soon."""
-    while True:
+    """Say that this worker lives for as long as the activity runs: a lost one is missed soon.
+
+    One that runs within its workflow's task is missed with that.
+    """
+    while not activity.info().is_local:
         activity.heartbeat()
         await asyncio.sleep(BEAT_S)
 

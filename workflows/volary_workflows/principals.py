@@ -10,6 +10,7 @@ from temporalio.converter import PayloadConverter
 from temporalio.worker import (
     ExecuteWorkflowInput,
     StartActivityInput,
+    StartLocalActivityInput,
     WorkflowInboundInterceptor,
     WorkflowOutboundInterceptor,
 )
@@ -43,10 +44,17 @@ class _PrincipalOutbound(WorkflowOutboundInterceptor):
         self._inbound = inbound
 
     def start_activity(self, input: StartActivityInput) -> Any:  # noqa: A002
-        if self._inbound.principal:
-            payload = PayloadConverter.default.to_payload(self._inbound.principal)
-            input.headers = {**input.headers, HEADER: payload}
+        input.headers = self._named(input.headers)
         return super().start_activity(input)
+
+    def start_local_activity(self, input: StartLocalActivityInput) -> Any:  # noqa: A002
+        input.headers = self._named(input.headers)
+        return super().start_local_activity(input)
+
+    def _named(self, headers: Mapping[str, Payload]) -> Mapping[str, Payload]:
+        if not self._inbound.principal:
+            return headers
+        return {**headers, HEADER: PayloadConverter.default.to_payload(self._inbound.principal)}
 
 
 def principal_of(message: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from volary_kit import outbox
@@ -107,6 +108,9 @@ class Controller:
         self._unsaved: set[str] = set()
         self._writing = asyncio.Lock()
         self._saving = asyncio.Lock()
+        self._in_hand = 0
+        self._rests = asyncio.Event()
+        self._rests.set()
         self._revoked: tuple[str, ...] = ()
         self._list_revoked = list_revoked
         self._built = Built()
@@ -153,7 +157,7 @@ class Controller:
     def serving(self, model: ModelName) -> tuple[int, ...]:
         """Return the versions of a model that have traffic."""
         traffic = self._traffic.get(model)
-        return () if traffic is None else tuple(w.version for w in traffic.weights if w.weight)
+        return () if traffic is None else traffic.serving
 
     def served(self, model: ModelName) -> Served:
         """Return a model's traffic as it stands; raise NotFound `TRAFFIC_NOT_FOUND`."""
@@ -173,6 +177,24 @@ class Controller:
         The change commits in a transaction of its own: what Envoy is told must be true
         whatever becomes of the call. A repeated request finds its own write and changes nothing.
         """
+        self._in_hand += 1
+        self._rests.clear()
+        try:
+            return await self._pushed(model, request_id, decide, timeout_s)
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._rests.set()
+
+    async def rest(self, timeout_s: float) -> None:
+        """Wait until no write is in hand, but no longer than that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._rests.wait()
+
+    async def _pushed(
+        self, model: ModelName, request_id: str, decide: Decide, timeout_s: float
+    ) -> Served:
         deadline_s = self._clock.monotonic_s() + timeout_s
         stages = Stages(self._clock)
         await self._seen_at_the_edge(model, decide, timeout_s / 2)
@@ -278,9 +300,8 @@ class Controller:
         if traffic is None or traffic.generation != generation:
             return 0
         ready = self._ready()
-        serving = [w.version for w in traffic.weights if w.weight]
-        bare = [v for v in serving if VersionName.of(model, v) not in ready]
-        found = serving if len(serving) == 1 else bare
+        bare = tuple(v for v in traffic.serving if VersionName.of(model, v) not in ready)
+        found = traffic.serving if len(traffic.serving) == 1 else bare
         return found[0] if len(found) == 1 else 0
 
     async def set_limit(self, limit: Limit) -> None:

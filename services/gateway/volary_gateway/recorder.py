@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from volary_kit.clock import Clock
@@ -29,22 +29,36 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.2
 POLL_S = 0.5
 POLL_SHARE = 100  # Envoy answers in the thread that takes pushes: of its time one part in this many
+REST_S = 0.2  # how long a poll waits for pushes to be through
 Live = Callable[[], Iterable[Traffic]]
+Rest = Callable[[float], Awaitable[None]]
+
+
+async def no_rest(_timeout_s: float) -> None:
+    """Wait for no push."""
 
 
 class Recorder:
     """The evidence of all models, between Envoy's log and Postgres."""
 
-    def __init__(self, database: Database, admin: EnvoyAdmin, clock: Clock, live: Live) -> None:
+    def __init__(
+        self,
+        database: Database,
+        admin: EnvoyAdmin,
+        clock: Clock,
+        live: Live,
+        rest: Rest = no_rest,
+    ) -> None:
         self._database = database
         self._admin = admin
         self._clock = clock
         self._live = live
+        self._rest = rest
         self._counts = Counts()
         self._pending: tuple[uuid.UUID, Counts] | None = None
         self._flushing = asyncio.Lock()
         self._accounts: dict[str, Account] = {}
-        self._gaps: dict[tuple[ModelName, int], Gap] = {}
+        self._gaps: dict[ModelName, dict[int, Gap]] = {}  # of each model by generation
         self._unsaved_accounts: set[str] = set()
         self._unsaved_gaps: set[tuple[ModelName, int]] = set()
         self._last: Reading | None = None
@@ -53,7 +67,8 @@ class Recorder:
         """Read the accounts back; what was live while nobody counted is in doubt."""
         async with self._database.read() as transaction:
             self._accounts = await rows.accounts(transaction)
-            self._gaps = await rows.gaps(transaction)
+            for gap in await rows.gaps(transaction):
+                self._gaps.setdefault(gap.model, {})[gap.generation] = gap
         self.doubt()
 
     def record(self, cluster: str, ended_us: int, attempt: Attempt | None) -> None:
@@ -68,8 +83,8 @@ class Recorder:
         """Mark what is live as possibly incomplete: a log stream broke, or Envoy died."""
         for traffic in self._live():
             if model in (None, traffic.model):
-                key = (traffic.model, traffic.generation)
-                gap = self._gaps.get(key, Gap(*key))
+                gap = self._gap(traffic.model, traffic.generation)
+                gap = gap or Gap(traffic.model, traffic.generation)
                 self._set(replace(gap, is_open=True, is_final=gap.is_final or is_final))
 
     async def flush(self) -> None:
@@ -85,7 +100,8 @@ class Recorder:
                 if self._pending is not None:
                     await rows.add(transaction, *self._pending, self._clock.now_us())
                 await rows.save_accounts(transaction, self._as_stored(accounts))
-                await rows.save_gaps(transaction, [self._gaps[key] for key in sorted(gaps)])
+                found = [self._gap(*key) for key in sorted(gaps)]
+                await rows.save_gaps(transaction, [gap for gap in found if gap is not None])
             self._pending = None
             self._unsaved_accounts -= accounts
             self._unsaved_gaps -= gaps
@@ -112,6 +128,7 @@ class Recorder:
     async def reconcile_always(self) -> None:
         """Hold the records against Envoy's counters every 0.5 s, for ever; of a slow one less."""
         while True:
+            await self._rest(REST_S)  # the next push is some milliseconds away then
             began_s = self._clock.monotonic_s()
             reading = await self._admin.read()
             taken_s = self._clock.monotonic_s() - began_s
@@ -183,7 +200,7 @@ class Recorder:
         is_clear = all(verdict.is_clear for verdict in verdicts)
         if any(verdict.is_restarted for verdict in verdicts):
             self.doubt(model, is_final=True)
-        known = [gap for gap in self._gaps.values() if gap.model == model]
+        known = self._gaps.get(model, {}).values()
         doubted = [gap for gap in known if gap.is_open or (lost < 0 < gap.lost)]
         if lost > 0 and not doubted:
             doubted = [Gap(t.model, t.generation) for t in self._live() if t.model == model]
@@ -192,10 +209,12 @@ class Recorder:
             if lost or is_open != gap.is_open:
                 self._set(replace(gap, lost=max(0, gap.lost + lost), is_open=is_open))
 
+    def _gap(self, model: ModelName, generation: int) -> Gap | None:
+        return self._gaps.get(model, {}).get(generation)
+
     def _set(self, gap: Gap) -> None:
-        key = (gap.model, gap.generation)
-        self._gaps[key] = gap
-        self._unsaved_gaps.add(key)
+        self._gaps.setdefault(gap.model, {})[gap.generation] = gap
+        self._unsaved_gaps.add((gap.model, gap.generation))
 
     async def read(
         self, model: ModelName, rollout: str, from_generation: int
@@ -209,8 +228,8 @@ class Recorder:
         generations |= {
             t.generation for t in self._live() if (t.model, t.rollout) == (model, rollout)
         }
-        gaps = [self._gaps[key] for g in generations if (key := (model, g)) in self._gaps]
-        return variants, gaps
+        known = self._gaps.get(model, {})
+        return variants, [known[g] for g in generations if g in known]
 
     def is_reconciled(self, model: ModelName) -> bool:
         """Say whether a model's records are held against Envoy's counters by now.

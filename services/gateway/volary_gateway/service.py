@@ -64,7 +64,7 @@ async def _built(kit: Resources[GatewaySettings], database: Database) -> AsyncIt
     plane, admin = Plane(), EnvoyAdmin(settings.envoy_admin, clock)
     listing = _revocation_list(settings)
     controller = Controller(database, plane, edge_of(settings), admin, clock, listing)
-    recorder = Recorder(database, admin, clock, live=lambda: controller.live)
+    recorder = Recorder(database, admin, clock, live=lambda: controller.live, rest=controller.rest)
     controller.on_unload(lambda version: recorder.forget(version.cluster))
     await controller.load()
     await recorder.load()

@@ -39,6 +39,7 @@ class Replica:
     backend: Backend
     id: str
     refuses: set[int] = field(default_factory=set)
+    desired: replica_pb2.DesiredState = field(default_factory=replica_pb2.DesiredState)
 
     async def attach(self) -> None:
         """Report for as long as the task lives; attach again when the stream breaks."""
@@ -49,7 +50,8 @@ class Replica:
                 await asyncio.sleep(0.05)
 
     async def _attach_once(self) -> None:
-        desired, told = replica_pb2.DesiredState(), asyncio.Event()
+        # what it holds outlives the stream: a gateway that comes back hears of it at once
+        desired, told = self.desired, asyncio.Event()
         await self.mesh.direct("inference").channel_ready()
         stub = replica_service_pb2_grpc.ReplicaServiceStub(self.mesh.direct("inference"))
         stream = stub.Attach(metadata=self.mesh.as_service("inference"))
@@ -61,9 +63,15 @@ class Replica:
 
         listening = asyncio.create_task(listen())
         try:
+            versions: list[replica_pb2.LoadedVersion] | None = None
             while not listening.done():
                 told.clear()
-                await stream.write(self._report(desired))
+                report, before = self._report(desired), versions
+                versions = list(report.versions)
+                if desired.takes_unchanged and versions == before:
+                    report.ClearField("versions")
+                    report.versions_unchanged = True
+                await stream.write(report)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.3):
                         await told.wait()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from volary_gateway.admin import EnvoyAdmin, Reading
 from volary_gateway.domain.completeness import Poll
 from volary_gateway.domain.names import ModelName, VersionName
 from volary_gateway.domain.traffic import Traffic, Weight
-from volary_gateway.recorder import Recorder
+from volary_gateway.recorder import REST_S, Recorder
+from volary_gateway.store.evidence import Gap
 from volary_kit.database import Database
 from volary_kit.testing import ManualClock
 
@@ -24,6 +28,11 @@ class Story:
         nobody = Database("postgresql://nobody@127.0.0.1:1/none", "gateway")
         admin = EnvoyAdmin(None, self.clock)
         self.recorder = Recorder(nobody, admin, self.clock, lambda: [traffic])
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """What is in doubt of any model."""
+        return [gap for found in self.recorder._gaps.values() for gap in found.values()]
 
     def looks(self, times: int, attempts: int | None) -> None:
         """Read the counter; without attempts Envoy has no such cluster."""
@@ -49,7 +58,7 @@ def test_a_cluster_that_went_and_came_back_is_counted_from_zero():
     story.answers(2)
     story.looks(10, attempts=2)
     assert story.recorder.is_reconciled(MODEL)
-    assert story.recorder._gaps == {}
+    assert story.gaps == []
 
 
 def test_a_counter_that_falls_back_without_going_away_is_doubted():
@@ -59,7 +68,7 @@ def test_a_counter_that_falls_back_without_going_away_is_doubted():
     story.looks(10, attempts=5)
     story.answers(2)
     story.looks(10, attempts=2)
-    assert [gap.is_final for gap in story.recorder._gaps.values()] == [True]
+    assert [gap.is_final for gap in story.gaps] == [True]
 
 
 def test_what_is_lost_after_it_came_back_is_found():
@@ -70,7 +79,7 @@ def test_what_is_lost_after_it_came_back_is_found():
     story.looks(1, attempts=None)
     story.answers(2)
     story.looks(10, attempts=3)
-    assert [gap.lost for gap in story.recorder._gaps.values()] == [1]
+    assert [gap.lost for gap in story.gaps] == [1]
 
 
 def test_a_counter_that_fell_back_is_trusted_again_soon():
@@ -85,7 +94,7 @@ def test_a_counter_that_fell_back_is_trusted_again_soon():
         story.looks(1, attempts=3 + calls)
     story.looks(10, attempts=22)
     assert story.recorder.is_reconciled(MODEL)
-    assert story.recorder._gaps == {}
+    assert story.gaps == []
 
 
 def test_a_version_that_is_let_go_is_counted_from_zero_when_it_is_wanted_again():
@@ -97,7 +106,7 @@ def test_a_version_that_is_let_go_is_counted_from_zero_when_it_is_wanted_again()
     story.answers(2)
     story.looks(10, attempts=2)
     assert story.recorder.is_reconciled(MODEL)
-    assert story.recorder._gaps == {}
+    assert story.gaps == []
 
 
 def test_a_first_record_that_overtakes_the_reading_without_it_is_kept():
@@ -107,4 +116,28 @@ def test_a_first_record_that_overtakes_the_reading_without_it_is_kept():
     story.looks(1, attempts=None)
     story.looks(10, attempts=1)
     assert story.recorder.is_reconciled(MODEL)
-    assert story.recorder._gaps == {}
+    assert story.gaps == []
+
+
+async def test_envoy_is_asked_when_pushes_rest():
+    asked: list[str] = []
+    enough = asyncio.Event()
+
+    async def rest(timeout_s: float) -> None:
+        assert timeout_s == REST_S
+        asked.append("rest")
+
+    class Admin(EnvoyAdmin):
+        async def read(self) -> None:
+            asked.append("read")
+            enough.set()
+
+    clock = ManualClock()
+    nobody = Database("postgresql://nobody@127.0.0.1:1/none", "gateway")
+    recorder = Recorder(nobody, Admin(None, clock), clock, list, rest)
+    reconciling = asyncio.create_task(recorder.reconcile_always())
+    await asyncio.wait_for(enough.wait(), 30)
+    reconciling.cancel()
+    with suppress(asyncio.CancelledError):
+        await reconciling
+    assert asked[:2] == ["rest", "read"]

@@ -20,6 +20,7 @@ from volary.gateway.v1 import (
     edge_service_pb2_grpc,
     identity_service_pb2,
     replica_service_pb2,
+    replica_service_pb2_grpc,
     traffic_pb2,
     traffic_service_pb2,
 )
@@ -465,6 +466,23 @@ async def test_an_earlier_rollout_neither_loads_nor_unloads_after_a_later_one(ru
     assert await reason_of(load(10)) == stale  # also when nothing is left of it
     await load(0)  # a person is no rollout
     await unload(0)
+
+
+async def test_stream_whose_first_report_refers_to_none_is_refused(started: Mesh):
+    attach = replica_service_pb2_grpc.ReplicaServiceStub(started.direct("inference")).Attach
+    stream = attach(metadata=started.as_service("inference"), timeout=30)
+    await stream.write(
+        replica_service_pb2.AttachRequest(
+            replica_id="short",
+            address="127.0.0.1:1",
+            incarnation="one",
+            versions_unchanged=True,
+        )
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_version_never_changes_its_artifact(running: Mesh):

@@ -54,6 +54,34 @@ async def test_a_replica_loads_what_gateway_wants_and_says_so(
     assert caught.value.reason == "FAILPOINTS_OFF"
 
 
+async def test_a_replica_repeats_its_versions_only_to_a_gateway_that_needs_them(
+    replica: Replica, peers: Peers
+) -> None:
+    gateway = peers.gateway
+    replica.start()
+    await replica.ready()
+    gateway.want(peers.registry.add(1, graphs.sigmoid_sum(), production=True))
+    await eventually(is_in(peers, 1, "READY"), what="version 1 ready")
+    assert not any(report.versions_unchanged for report in gateway.reports)
+    gateway.desired.takes_unchanged = True
+    gateway.changed.set()
+
+    async def is_short() -> bool:
+        last = gateway.reports[-1]
+        return last.versions_unchanged and not last.versions
+
+    await eventually(is_short, within_s=30, what="a short report")
+    gateway.want(*gateway.desired.versions, peers.registry.add(2, graphs.sigmoid_sum(bias=2.0)))
+    gateway.desired.takes_unchanged = True
+
+    async def says_both() -> bool:
+        ready = replica_pb2.VERSION_STATE_READY
+        return any([row.state for row in each.versions] == [ready] * 2 for each in gateway.reports)
+
+    await eventually(says_both, within_s=30, what="a whole report of both")
+    await eventually(is_short, within_s=30, what="a short report again")
+
+
 async def test_bad_artifacts_are_refused_and_the_others_serve(
     replica: Replica, peers: Peers
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from volary_workflows.calling import PATIENCE, Ended, now_s, type_of
@@ -13,7 +13,8 @@ with workflow.unsafe.imports_passed_through():
 
 STALE = "STALE_GENERATION"
 WRITTEN_FIRST = "written-first"
-BREAK_GLASS, BRAKE = "BREAK_GLASS", "BRAKE"
+WRITTEN_HERE = "written-here"
+BREAK_GLASS, BRAKE, ROLLBACK = "BREAK_GLASS", "BRAKE", "ROLLBACK"
 BEGUN_AGAIN = "records were lost, its evidence begins again"
 
 
@@ -83,6 +84,9 @@ class TrafficWrites(Running):
             raise Ended(State.ROLLED_BACK, "brake")
         if seen.rollout == self._progress.rollout and seen.cause != BREAK_GLASS:
             self._progress.generation = seen.generation
+            if seen.cause == ROLLBACK and self._progress.state != State.ROLLING_BACK:
+                # written within a task that was lost with the word that it was for: an abort
+                raise Ended(State.ABORTED, "rolled back by a word that was lost")
             return
         reason = "break_glass" if seen.cause == BREAK_GLASS else "traffic_changed_by_others"
         raise Ended(State.ROLLED_BACK, reason, is_fenced=True)
@@ -118,9 +122,9 @@ class TrafficWrites(Running):
             await self._explain_fence()
         if not progress.baseline:
             return  # it was the first version: there is nothing to go back to
-        change = self._change("rollback", 0, 0, "ROLLBACK", progress.baseline)
+        change = self._change("rollback", 0, 0, ROLLBACK, progress.baseline)
         try:
-            after = await self._call("set_traffic", change, TrafficState, None)
+            after = await self._given_back(change)
         except ActivityError as error:
             if type_of(error) != STALE:
                 raise
@@ -129,6 +133,19 @@ class TrafficWrites(Running):
             await self._restore()
             return
         self._note("rollback", after.generation, 0, 0)
+
+    async def _given_back(self, change: TrafficChange) -> TrafficState:
+        """Write at once; when that does not come off, as often as it takes.
+
+        A repeated write has the same request id, and is made once; a refused one is refused again.
+        """
+        if workflow.patched(WRITTEN_HERE):
+            try:
+                return await self._call_here("set_traffic", change, TrafficState)
+            except FailureError as error:  # of a local activity not always an ActivityError
+                if is_cancelled_exception(error):
+                    raise
+        return await self._call("set_traffic", change, TrafficState, None)
 
 
 def replace_reason(end: Ended, fence: Ended) -> Ended:

@@ -119,6 +119,11 @@ class Traffic:
         return tuple(dict.fromkeys(named))
 
     @property
+    def serving(self) -> tuple[int, ...]:
+        """The versions that have a share of the calls."""
+        return tuple(w.version for w in self.weights if w.weight)
+
+    @property
     def receiving(self) -> frozenset[int]:
         """The versions that receive calls or copies of them."""
         shadow = {self.shadow.version} if self.shadow else set()

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
 from volary_kit.calls import current_call
+from volary_kit.errors import FailedPrecondition
 from volary_kit.names import project_of
 from volary_kit.timestamps import duration_from_us, duration_us, from_us, to_us
 
@@ -41,7 +42,7 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
     async def Attach(
         self, request_iterator: AsyncIterator[replica_service_pb2.AttachRequest], context: Context
     ) -> AsyncIterator[replica_pb2.DesiredState]:
-        reports = _Reports()
+        reports = Reports()
         reading = asyncio.create_task(self._read(request_iterator, reports))
         sent: tuple[int, Farewell] | None = None
         try:
@@ -59,12 +60,12 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
             if (replica := reports.last) is not None:
                 self._controller.silent(replica)
 
-    def _farewell(self, reports: _Reports) -> Farewell:
+    def _farewell(self, reports: Reports) -> Farewell:
         replica = reports.last
         return Farewell.NONE if replica is None else self._controller.fleet.farewell(replica.id)
 
     async def _read(
-        self, requests: AsyncIterator[replica_service_pb2.AttachRequest], reports: _Reports
+        self, requests: AsyncIterator[replica_service_pb2.AttachRequest], reports: Reports
     ) -> None:
         async for request in requests:
             await self._controller.report(reports.read(request))
@@ -116,6 +117,7 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
             revision=desired.revision,
             lease=duration_from_us(LEASE_US),
             farewell=replica_pb2.Farewell.Value(f"FAREWELL_{farewell}"),
+            takes_unchanged=True,
             versions=[
                 replica_pb2.DesiredVersion(
                     project=version.project,
@@ -129,25 +131,36 @@ class ReplicaHandler(replica_service_pb2_grpc.ReplicaServiceServicer):
         )
 
 
-class _Reports:
+class Reports:
     """The reports of one stream: most repeat the one before, of thousands of versions."""
 
     def __init__(self) -> None:
-        self._last: tuple[bytes, Replica] | None = None
-
-    @property
-    def last(self) -> Replica | None:
-        """The replica as it reported last, None before the first time."""
-        return None if self._last is None else self._last[1]
+        self._told = b""
+        self._whole: Replica | None = None
+        self.last: Replica | None = None  # as it reported last, None before the first time
 
     def read(self, request: replica_service_pb2.AttachRequest) -> Replica:
-        """Return the replica as it reports; the same mapping of versions while that is the same."""
+        """Return the replica as it reports; the same mapping of versions while that is the same.
+
+        Raises FailedPrecondition `VERSIONS_UNKNOWN` when it refers to a report that never came.
+        """
+        self.last = self._short(request) if request.versions_unchanged else self._said(request)
+        return self.last
+
+    def _said(self, request: replica_service_pb2.AttachRequest) -> Replica:
         queue_us = duration_us(request.queue_time)
         request.ClearField("queue_time")
         told = request.SerializeToString(deterministic=True)
-        if self._last is None or self._last[0] != told:
-            self._last = (told, _replica(request))
-        return replace(self._last[1], queue_us=queue_us)
+        if self._whole is None or self._told != told:
+            self._told, self._whole = told, _replica(request)
+        return replace(self._whole, queue_us=queue_us)
+
+    def _short(self, request: replica_service_pb2.AttachRequest) -> Replica:
+        if self._whole is None:
+            raise FailedPrecondition(
+                "VERSIONS_UNKNOWN", "the first report of a stream says which versions there are"
+            )
+        return replace(_replica(request), versions=self._whole.versions)
 
 
 def _replica(request: replica_service_pb2.AttachRequest) -> Replica:
@@ -163,6 +176,7 @@ def _replica(request: replica_service_pb2.AttachRequest) -> Replica:
         revision=request.revision,
         is_draining=request.draining,
         engine=request.engine,
+        queue_us=duration_us(request.queue_time),
     )
 
 

@@ -188,11 +188,21 @@ def _saved_accounts() -> Insert:
     )
 
 
+def _saved_gaps() -> Insert:
+    statement = _inserted(evidence_gaps)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["project", "model", "generation"],
+        set_={"lost": new.lost, "is_open": new.is_open, "is_final": new.is_final},
+    )
+
+
 ADD_VARIANTS = _added_variants()
 ADD_OUTCOMES = _accumulated(evidence_outcomes, "attempts", "firsts")
 ADD_LATENCIES = _accumulated(evidence_latencies, "attempts")
 ADD_USERS = _added_users()
 SAVE_ACCOUNTS = _saved_accounts()
+SAVE_GAPS = _saved_gaps()
 
 
 async def save_accounts(transaction: Transaction, accounts: Mapping[str, Account]) -> None:
@@ -224,22 +234,14 @@ async def save_gaps(transaction: Transaction, gaps: Iterable[Gap]) -> None:
         }
         for gap in gaps
     ]
-    if not rows:
-        return
-    statement = insert(evidence_gaps).values(rows)
-    new = statement.excluded
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=["project", "model", "generation"],
-            set_={"lost": new.lost, "is_open": new.is_open, "is_final": new.is_final},
-        )
-    )
+    if rows:
+        await transaction.execute(SAVE_GAPS, _columns(rows))
 
 
-async def gaps(transaction: Transaction) -> dict[tuple[ModelName, int], Gap]:
-    """Return every gap by model and generation."""
+async def gaps(transaction: Transaction) -> list[Gap]:
+    """Return every gap."""
     rows = await transaction.execute(sa.select(evidence_gaps))
-    found = (
+    return [
         Gap(
             ModelName(row["project"], row["model"]),
             row["generation"],
@@ -248,8 +250,7 @@ async def gaps(transaction: Transaction) -> dict[tuple[ModelName, int], Gap]:
             row["is_final"],
         )
         for row in rows.mappings()
-    )
-    return {(gap.model, gap.generation): gap for gap in found}
+    ]
 
 
 async def of_rollout(

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from operator import is_
 
 import grpc
 from volary.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
@@ -69,15 +70,21 @@ class Reporter:
         last_us = max((each.snapshot().last_us for each in serving if each is not None), default=0)
         return self._clock.now_us() - last_us > IDLE_US
 
-    def report(self) -> replica_service_pb2.AttachRequest:
-        """Return the state as it is now."""
-        versions = self._versions.all()
+    def versions(self) -> list[Version]:
+        """Return the versions as they are now; each change of one is another object."""
+        return self._versions.all()
+
+    def report(
+        self, versions: Sequence[Version], *, is_unchanged: bool = False
+    ) -> replica_service_pb2.AttachRequest:
+        """Return the state as it is now; `is_unchanged`: gateway knows the versions."""
         return replica_service_pb2.AttachRequest(
             replica_id=self._replica_id,
             address=self._address(),
             incarnation=self._incarnation,
             revision=self._keeper.revision,
-            versions=[loaded_version(version) for version in versions],
+            versions=[] if is_unchanged else [loaded_version(version) for version in versions],
+            versions_unchanged=is_unchanged,
             draining=self.is_leaving or self._health.is_draining,
             engine=self._engine,
             queue_time=duration_from_us(int(queue_s(versions, self._clock.now_us()) * MICROS)),
@@ -107,6 +114,7 @@ class Attachment:
         self._lease_s = DEFAULT_LEASE_S
         self._is_attached = False
         self._farewell = replica_pb2.FAREWELL_UNSPECIFIED
+        self._takes_unchanged = False  # the gateway of this stream
 
     async def leave(self, patience_s: float) -> None:
         """Say that this replica drains; return when it may go.
@@ -138,6 +146,7 @@ class Attachment:
         wait_s = RECONNECT_S[0]
         with self._health.watched(self.wake):
             while True:
+                self._takes_unchanged = False
                 try:
                     async for state in self._stub.Attach(self._reports()):
                         await self._follow(state)
@@ -149,10 +158,14 @@ class Attachment:
                 wait_s = min(RECONNECT_S[1], wait_s * 2)
 
     async def _reports(self) -> AsyncIterator[replica_service_pb2.AttachRequest]:
+        told: list[Version] | None = None
         while True:
             self._changed.clear()
             began_s = self._clock.monotonic_s()
-            report = self._reporter.report()
+            versions = self._reporter.versions()
+            is_unchanged = self._takes_unchanged and _is_same(versions, told)
+            report = self._reporter.report(versions, is_unchanged=is_unchanged)
+            told = versions
             took_s = self._clock.monotonic_s() - began_s
             yield report
             await asyncio.sleep(took_s * WRITING_SHARE)
@@ -167,9 +180,14 @@ class Attachment:
         if state.HasField("lease"):
             lease_s = duration_us(state.lease) / MICROS
             self._lease_s = lease_s or DEFAULT_LEASE_S
+        self._takes_unchanged = state.takes_unchanged
         desired = desired_of(state)
         self._keeper.want(desired)
         await asyncio.to_thread(self._file.write, desired)
+
+
+def _is_same(versions: Sequence[Version], told: Sequence[Version] | None) -> bool:
+    return told is not None and len(versions) == len(told) and all(map(is_, versions, told))
 
 
 def desired_of(state: replica_pb2.DesiredState) -> Desired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from dataclasses import replace
@@ -279,6 +280,62 @@ async def test_abort_goes_back(time_skipping):
         await updated(handle, "abort", Command("principals/ada", "not today"))
         status = await handle.result()
     assert (status.state, status.reason) == ("ABORTED", "not today")
+    assert world.steps[-1] == ("rollback", 0)
+
+
+async def scheduled(handle) -> list[str]:
+    """Return the activities that went through Temporal, in order, each with what it was given."""
+    events = json.loads((await handle.fetch_history()).to_json())["events"]
+    tasks = [each["activityTaskScheduledEventAttributes"] for each in events if is_task(each)]
+    return [f"{task['activityType']['name']} {step_of(task)}".strip() for task in tasks]
+
+
+def is_task(event) -> bool:
+    return event["eventType"] == "EVENT_TYPE_ACTIVITY_TASK_SCHEDULED"
+
+
+def step_of(task) -> str:
+    given = json.loads(base64.b64decode(task["input"]["payloads"][0]["data"]))
+    return given.get("step", "")
+
+
+async def test_the_way_back_is_written_without_a_trip_through_temporal(time_skipping):
+    world = World(looks={"canary": UNSURE})
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, replace(SPEC, max_extensions=10_000))
+        await time_skipping.sleep(timedelta(hours=8))
+        await updated(handle, "abort")
+        assert (await handle.result()).state == "ABORTED"
+        found = await scheduled(handle)
+    assert world.steps == [("shadow", 0), ("canary", 1_000), ("rollback", 0)]
+    assert "set_traffic canary" in found
+    assert "set_traffic rollback" not in found
+
+
+async def test_a_way_back_that_is_not_written_at_once_is_tried_until_it_is(time_skipping):
+    world = World(looks={"canary": UNSURE})
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, replace(SPEC, max_extensions=10_000))
+        await time_skipping.sleep(timedelta(hours=8))
+        world.lose_replies = 3
+        await updated(handle, "abort")
+        assert (await handle.result()).state == "ABORTED"
+        found = await scheduled(handle)
+    assert world.steps == [("shadow", 0), ("canary", 1_000), ("rollback", 0)]
+    assert found.count("set_traffic rollback") == 1
+
+
+async def test_a_rollout_that_was_rolled_back_by_a_lost_word_ends(time_skipping):
+    """The write was made, and the task with the abort in it never ended."""
+    world = World(looks={"canary": UNSURE})
+    async with serving(time_skipping, world) as queue:
+        handle = await started(time_skipping, queue, replace(SPEC, max_extensions=10_000))
+        await time_skipping.sleep(timedelta(hours=8))
+        rollout = world.rollout
+        world.break_glass("ROLLBACK")
+        world.rollout = rollout
+        status = await handle.result()
+    assert (status.state, status.reason) == ("ABORTED", "rolled back by a word that was lost")
     assert world.steps[-1] == ("rollback", 0)
 
 
