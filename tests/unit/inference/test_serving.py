@@ -330,11 +330,19 @@ async def test_a_stream_of_what_is_no_message_ends_with_a_status(serving: Replic
         stream = channel.stream_stream(path)
         good = raw_request(ROWS).SerializeToString()
         read = v2.ModelStreamInferResponse.FromString
-        call = stream(iter([good, b"\x0a\xff\x01abc", good]))
+        ended = asyncio.Event()
+
+        async def requests() -> AsyncIterator[bytes]:
+            yield good
+            yield b"\x0a\xff\x01abc"
+            await ended.wait()  # to write to a stream that has ended would hide its status
+
+        call = stream(requests())
         replies: list[v2.ModelStreamInferResponse] = []
         with pytest.raises(errors.InvalidArgument):
             async for data in call:
                 replies.append(read(data))  # noqa: PERF401 - what came before the error counts
+        ended.set()
     assert [reply.infer_response.model_version for reply in replies] == ["1"]
 
 
