@@ -46,15 +46,19 @@ class Bench:
         """Measure what is due; return the name of the engine that was measured whole."""
         async with AsyncExitStack() as stack:
             running = await self._started(stack, *self._engines())
+            for server in running:
+                server.pause()
             needs_echo = self.is_due(*lines.SMALL, *lines.PEER, lines.SPEED_OF_PYTHON)
             reference = await self._echo() if running and needs_echo else None
             best = None
             for server in running:
                 say(f"the {server.engine} engine")
+                await server.resume()
                 if server is running[0]:
                     best = await self._best(server, reference)
                 if server.engine == PYTHON:
                     await self._python(server, reference)
+                server.pause()
         if best is not None:
             await self._peers(best)
         return running[0].engine if running else ""

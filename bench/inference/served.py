@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,6 +101,15 @@ class Served:
         for thread in psutil.Process(self.pid).threads():
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(thread.id, {self.core})
+
+    def pause(self) -> None:
+        """Take no time of the core while another service is measured."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """Go on, and be ready."""
+        os.kill(self.pid, signal.SIGCONT)
+        await self.started()
 
     async def until_ready(self, version: int) -> None:
         """Wait until the newest report says that every model's version is ready."""

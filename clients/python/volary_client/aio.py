@@ -174,9 +174,13 @@ class AsyncClient:
         min_watermark: datetime | None = None,
         subject: str = "",
         version: int = 0,
+        priority: int = 0,
         timeout_s: float | None = None,
     ) -> PredictResponse:
-        """Predict by entity, as of `event_time` (default: now)."""
+        """Predict by entity, as of `event_time` (default: now).
+
+        Calls that wait for one another go by `priority`: 1 before 2, the normal one, before 3.
+        """
         request = PredictRequest(
             model=model,
             version=version,
@@ -185,6 +189,7 @@ class AsyncClient:
             event_time=event_time and timestamp_of(event_time),
             min_watermark=min_watermark and timestamp_of(min_watermark),
             subject=subject,
+            priority=priority,
         )
         return await self.predictions.Predict(request, timeout=timeout_s)
 

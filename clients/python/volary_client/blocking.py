@@ -102,9 +102,13 @@ class Client:
         min_watermark: datetime | None = None,
         subject: str = "",
         version: int = 0,
+        priority: int = 0,
         timeout_s: float | None = None,
     ) -> PredictResponse:
-        """Predict by entity, as of `event_time` (default: now)."""
+        """Predict by entity, as of `event_time` (default: now).
+
+        Calls that wait for one another go by `priority`: 1 before 2, the normal one, before 3.
+        """
         return self.run(
             lambda client: client.predict(
                 model,
@@ -114,6 +118,7 @@ class Client:
                 min_watermark=min_watermark,
                 subject=subject,
                 version=version,
+                priority=priority,
                 timeout_s=timeout_s,
             )
         )

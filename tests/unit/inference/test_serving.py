@@ -406,6 +406,15 @@ async def test_a_prediction_by_entity_fetches_its_features(
     assert to_us(asked.min_watermark) == WATERMARK_US
 
 
+async def test_a_prediction_by_entity_has_a_priority(serving: Replica) -> None:
+    stub = serving.predictions()
+    for priority in (0, 1, 3):
+        assert (await stub.Predict(ask(priority=priority))).provenance.tier == "model"
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await stub.Predict(ask(priority=4))
+    assert list(caught.value.violations) == ["priority"]
+
+
 async def test_another_schema_than_the_trained_one_is_refused(serving: Replica) -> None:
     with pytest.raises(errors.FailedPrecondition) as caught:
         await serving.predictions().Predict(ask(version=3))
