@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Collection
@@ -153,6 +154,7 @@ class Bench:
 async def measure(times: Times, asked: Collection[str], results: Results) -> str:
     """Measure the lines that are asked for; return the name of the engine."""
     cores = Cores.pick()
+    os.sched_setaffinity(0, {cores.rest})  # and all that is started but the server
     with tempfile.TemporaryDirectory(prefix="volary-bench-") as name:
         folder = Path(name)
         tokens = write_bodies(folder)

@@ -7,6 +7,7 @@
 
 mod answers;
 mod options;
+mod precedence;
 mod raw;
 mod tally;
 
@@ -197,6 +198,7 @@ fn head(options: &Options) -> Result<Request<()>, String> {
 }
 
 fn main() {
+    precedence::go_first();
     let found = Options::read(std::env::args().skip(1)).and_then(|options| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
