@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from volary.gateway.v1 import replica_pb2, replica_service_pb2
 from volary_inference.domain.statistics import Statistics
+from volary_inference.domain.versions import Version
 from volary_inference.lifecycle.attachment import IDLE_US, QUIET_US, Attachment, Reporter, queue_s
 from volary_inference.lifecycle.desired import DesiredFile
 from volary_kit.client import connect_aio
@@ -51,9 +52,21 @@ class Called:
 
     is_leaving = is_idle = False
 
-    def report(self) -> replica_service_pb2.AttachRequest:
+    def versions(self) -> list[Version]:
+        return []
+
+    def report(
+        self,
+        versions: Sequence[Version],  # noqa: ARG002 - it has none
+        *,
+        is_unchanged: bool,
+    ) -> replica_service_pb2.AttachRequest:
         return replica_service_pb2.AttachRequest(
-            replica_id="r", address="127.0.0.1:1", incarnation="i", draining=self.is_leaving
+            replica_id="r",
+            address="127.0.0.1:1",
+            incarnation="i",
+            draining=self.is_leaving,
+            versions_unchanged=is_unchanged,
         )
 
 
