@@ -57,7 +57,7 @@ class Called:
 
     def report(
         self,
-        versions: Sequence[Version],  # noqa: ARG002 - it has none
+        versions: Sequence[Version],
         *,
         is_unchanged: bool,
     ) -> replica_service_pb2.AttachRequest:
