@@ -34,9 +34,10 @@ BY_LOAD = "envoy.load_balancing_policies.client_side_weighted_round_robin"
 # thousands of clusters look at their weights on the thread that takes pushes, 6 ms at 2,000 of
 # them: not more often than it matters
 WEIGHTS_S = 5.0
-# and another 4 ms at their hosts' outliers. What ejects here, failures in a row, does so at once,
-# and a health check that passes takes it back: a look is for hosts that nothing checks
-OUTLIERS_S = 10.0
+# and another 4 ms at their hosts' outliers. What ejects here, failures in a row, does so at once. A
+# look takes back who is well again where no health check has seen it fail: a cluster without calls
+# is checked seldom, and its replica stayed away for as long as a look lets it wait
+OUTLIERS_S = 2.0
 TRUSTED_AFTER_S = 3.0  # a replica that has just come reports what its first calls took
 FORGOTTEN_AFTER_S = 30.0  # of a replica that stopped to report
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
