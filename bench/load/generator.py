@@ -15,6 +15,7 @@ from bench.cores import on_core
 from bench.report import say
 
 CRATE = Path(__file__).resolve().parent
+SHARED = CRATE.parents[1] / "services/inference/engine/src/threads.rs"
 CACHE = CRATE.parents[1] / ".cache" / "bench"
 LOAD, REPLICA = "volary-load", "volary-replica"
 BUILD_S, MARGIN_S = 900, 60
@@ -132,6 +133,6 @@ async def _build(cargo: str, target: Path) -> None:
 def _key() -> str:
     digest = hashlib.sha256()
     sources = sorted(CRATE.glob("src/*.rs"))
-    for path in [CRATE / "Cargo.toml", CRATE / "Cargo.lock", *sources]:
+    for path in [CRATE / "Cargo.toml", CRATE / "Cargo.lock", *sources, SHARED]:
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -61,7 +61,7 @@ async def database(folder: Path) -> AsyncIterator[str]:
 async def replica() -> AsyncIterator[str]:
     """Run a replica as a process, one that takes little of what it shares; give its address."""
     port = free_port()
-    process = start_replica(await binary(REPLICA), port)
+    process = start_replica([await binary(REPLICA)], port)
     try:
         await until_answers(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
@@ -70,9 +70,9 @@ async def replica() -> AsyncIterator[str]:
         process.wait()
 
 
-def start_replica(program: Path, port: int) -> subprocess.Popen[bytes]:
+def start_replica(words: Sequence[str | Path], port: int) -> subprocess.Popen[bytes]:
     """Start a replica on a port; it ends with its standard input."""
-    return subprocess.Popen([program, str(port)], stdin=subprocess.PIPE)
+    return subprocess.Popen([*words, str(port)], stdin=subprocess.PIPE)
 
 
 async def until_answers(address: str) -> None:

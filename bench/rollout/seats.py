@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 import grpc
 from volary.gateway.v1 import replica_service_pb2
 
-from bench.rollout.many import until_answers
+from bench.rollout.many import start_replica, until_answers
 from tests.unit.gateway.mesh import Mesh, Replica
 from tests.unit.gateway.rig import free_port
 
@@ -40,7 +39,7 @@ class Seat:
     def __init__(self, words: Words, running: Mesh, at: int) -> None:
         self._words, self._running, self._at = words, running, at
         self.port = free_port()
-        self._process = _start(words, self.port)
+        self._process = start_replica(words, self.port)
         self._attached: asyncio.Task[None] | None = None
 
     @property
@@ -63,7 +62,7 @@ class Seat:
 
     async def restart(self) -> None:
         """Start it again on its port."""
-        self._process = _start(self._words, self.port)
+        self._process = start_replica(self._words, self.port)
         await until_answers(self.address)
 
     async def replaced(self) -> Seat:
@@ -156,7 +155,3 @@ class Seats:
         """End every process."""
         for seat in self._seats:
             await seat.close()
-
-
-def _start(words: Words, port: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*words, str(port)], stdin=subprocess.PIPE)
